@@ -1,0 +1,10 @@
+"""medplib: a pixel-grounding mixture-of-experts model for biomedicine (MedPLIB, arXiv 2412.09278)."""
+
+import os
+
+# albumentations asks its server for a newer version at import; a medical tool does not call home.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+from medplib import compat  # noqa: F401  (must precede anything that imports torchvision)
+
+__version__ = "0.1.0"

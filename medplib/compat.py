@@ -1,0 +1,60 @@
+"""Lets torchvision be imported beside a CPU-only torch.
+
+The torchvision wheels of PyPI are built against CUDA; beside a CPU torch their C extension cannot load, and the import fails because the
+operator `torchvision::nms` is then registered as a fake without being defined. Where the extension loads this module changes nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+_LIBRARIES: list[torch.library.Library] = []  # a Library unregisters its operators when it is collected
+
+
+def _extension_loads() -> bool:
+    """Whether torchvision's C extension can be loaded here (or torchvision is not installed, so that nothing is to be done)."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return True
+    extension = next(Path(spec.origin).parent.glob("_C*.so"), None) or next(Path(spec.origin).parent.glob("_C*.pyd"), None)
+    if extension is None:
+        return False
+    try:
+        torch.ops.load_library(str(extension))
+    except OSError:
+        return False
+    return True
+
+
+def _nms(boxes_N4: torch.Tensor, scores_N: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    """Greedy non-maximum suppression over xyxy boxes; indices kept, best score first (definition of torchvision.ops.nms)."""
+    kept: list[int] = []
+    order = scores_N.argsort(descending=True).tolist()
+    area_N = (boxes_N4[:, 2] - boxes_N4[:, 0]) * (boxes_N4[:, 3] - boxes_N4[:, 1])
+    for i in order:
+        if kept:
+            low = torch.maximum(boxes_N4[i, :2], boxes_N4[kept, :2])
+            high = torch.minimum(boxes_N4[i, 2:], boxes_N4[kept, 2:])
+            overlap = (high - low).clamp(min=0).prod(dim=1)
+            if bool((overlap / (area_N[i] + area_N[kept] - overlap) > iou_threshold).any()):
+                continue
+        kept.append(i)
+    return torch.tensor(kept, dtype=torch.int64, device=boxes_N4.device)
+
+
+def ensure_torchvision() -> None:
+    """Define the operators that torchvision's Python code expects, if its extension cannot define them."""
+    if _LIBRARIES or _extension_loads():
+        return
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.impl("nms", _nms, "CompositeExplicitAutograd")
+    library.impl("qnms", _nms, "CompositeExplicitAutograd")
+    _LIBRARIES.append(library)
+
+
+ensure_torchvision()

@@ -1,0 +1,111 @@
+"""Lightning's view of the data: training stream and validation records, built once the model says how it wants to be fed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from medplib.data.augment import AugmentConfig
+from medplib.data.collate import Collator
+from medplib.data.dataset import DrawConfig, RecordSet, StreamSampler, TrainingSet
+from medplib.data.encode import InputSpec, SampleEncoder
+from medplib.data.sources import read_records
+from medplib.errors import InputError
+from medplib.types import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class DataModule(L.LightningDataModule):
+    """Reads all records at construction, so that a bad file is an error before any training.
+
+    Args:
+        train, val: JSON files of records; the data root of a file is `root`, or the nearest parent folder with an images/ folder.
+        root: data root of all files, when it is not that.
+        batch_size: images per step and rank.
+        draw, augment: how training samples are made.
+        seed: of the training stream.
+        workers: loader processes; 0 reads in the main process.
+        cache_mb: decoded files kept in memory, per loader process.
+        val_limit: at most so many validation records, taken evenly from the files; 0 = all.
+    """
+
+    def __init__(
+        self,
+        train: tuple[str, ...] = (),
+        val: tuple[str, ...] = (),
+        root: str | None = None,
+        batch_size: int = 16,
+        draw: DrawConfig = DrawConfig(),  # noqa: B008 (frozen)
+        augment: AugmentConfig = AugmentConfig(),  # noqa: B008 (frozen)
+        seed: int = 0,
+        workers: int = 0,
+        cache_mb: float = 512,
+        val_limit: int = 256,
+    ) -> None:
+        super().__init__()
+        if not train:
+            raise InputError(where="data.train", expected="at least one file of records", found="none")
+        self.root = None if root is None else Path(root)
+        self.batch_size, self.draw, self.augment, self.seed = batch_size, draw, augment, seed
+        self.workers, self.cache_mb = workers, cache_mb
+        self.counts: dict[str, int] = {}
+        self.train_records = self._read(train)
+        self.val_records = _thinned(self._read(val), val_limit)
+        self._encoder: SampleEncoder | None = None
+
+    def _read(self, files: tuple[str, ...]) -> list[Record]:
+        records: list[Record] = []
+        for name in files:
+            read = read_records(Path(name), self.root)
+            self.counts[name] = len(read)
+            records += read
+        return records
+
+    def connect(self, *, tokenizer: PreTrainedTokenizerBase, spec: InputSpec) -> None:
+        """Say how the model wants to be fed; must precede the loaders."""
+        self._encoder = SampleEncoder(tokenizer=tokenizer, spec=spec)
+
+    def train_dataloader(self) -> DataLoader:
+        """The endless training stream, cut into epochs of as many samples as there are images."""
+        data = TrainingSet(
+            records=self.train_records,
+            encoder=self._encoder,
+            draw=self.draw,
+            augment=self.augment,
+            seed=self.seed,
+            cache_mb=self.cache_mb,
+        )
+        trainer = self.trainer
+        sampler = StreamSampler(
+            max(len(data), self.batch_size * trainer.world_size), rank=trainer.global_rank, world_size=trainer.world_size
+        )
+        return self._loader(data, sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Validation records, one conversation each; empty when none are configured."""
+        if not self.val_records:
+            return []
+        return self._loader(RecordSet(records=self.val_records, encoder=self._encoder), None, drop_last=False)
+
+    def _loader(self, data, sampler, *, drop_last: bool) -> DataLoader:
+        return DataLoader(
+            data,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            collate_fn=Collator(self._encoder.text),
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            drop_last=drop_last,
+        )
+
+
+def _thinned(records: list[Record], limit: int) -> list[Record]:
+    """At most `limit` records, evenly spaced, so that every file is represented."""
+    if not limit or len(records) <= limit:
+        return records
+    return [records[i * len(records) // limit] for i in range(limit)]

@@ -1,0 +1,179 @@
+"""Data sets over records: one for training (images with several of their conversations, drawn anew each time), one for evaluation."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from medplib.data.augment import AugmentConfig, Augmenter
+from medplib.data.encode import Loaded, SampleEncoder
+from medplib.data.mosaic import mosaic
+from medplib.errors import InputError
+from medplib.imaging.image import read_image
+from medplib.imaging.mask import read_mask
+from medplib.types import Record, Sample
+
+
+class FileCache:
+    """Decoded images and masks, least recently used dropped first. One per data set (and per worker)."""
+
+    def __init__(self, megabytes: float) -> None:
+        self.limit, self.used = megabytes * 2**20, 0
+        self._arrays: OrderedDict[Path, np.ndarray] = OrderedDict()
+
+    def image(self, path: Path) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        return self._get(path, lambda: read_image(path).pixels)
+
+    def mask(self, path: Path, size: tuple[int, int]) -> np.ndarray:
+        """(H, W) bool; InputError when its size is not that of the image."""
+        return self._get(path, lambda: read_mask(path, size=size))
+
+    def _get(self, path: Path, read) -> np.ndarray:
+        if path in self._arrays:
+            self._arrays.move_to_end(path)
+            return self._arrays[path]
+        array = read()
+        self._arrays[path] = array
+        self.used += array.nbytes
+        while self.used > self.limit and len(self._arrays) > 1:
+            self.used -= self._arrays.popitem(last=False)[1].nbytes
+        return array
+
+
+def load_records(records: tuple[Record, ...], cache: FileCache) -> Loaded:
+    """Read the files of conversations about the same images.
+
+    Raises:
+        InputError: a mask is empty or of another size than its image.
+    """
+    images = tuple(cache.image(path) for path in records[0].images)
+    targets = tuple(
+        tuple(None if t.mask is None else _filled(cache.mask(t.mask, images[t.image_index].shape[:2]), t.mask, r) for t in r.targets)
+        for r in records
+    )
+    regions = tuple(tuple(_filled(cache.mask(path, images[0].shape[:2]), path, r) for path in r.regions) for r in records)
+    return Loaded(images, records, targets, regions)
+
+
+def _filled(mask: np.ndarray, path: Path, record: Record) -> np.ndarray:
+    if not mask.any():
+        raise InputError(where=path, expected="a mask with foreground", found="an empty mask",
+                         remedy=f"record {record.id}: drop it or mark the target absent (mask: null)")  # fmt: skip
+    return mask
+
+
+@dataclass(frozen=True)
+class DrawConfig:
+    """How a training sample is drawn.
+
+    Args:
+        conversations: at most so many conversations of an image share one image prefix.
+        task_weights: task -> share of the conversations drawn; a task that is not listed is not drawn.
+        absent_weight: weight of grounding conversations whose targets are all absent, relative to the others.
+        mosaic: share of samples made of two images side by side.
+        balance: "images" draws images evenly, "sources" draws sources evenly.
+    """
+
+    conversations: int = 4
+    task_weights: dict[str, float] = field(
+        default_factory=lambda: {"caption": 1.0, "vqa_closed": 1.0, "vqa_open": 1.0, "region": 1.0, "grounding": 1.0}
+    )
+    absent_weight: float = 1.0
+    mosaic: float = 0.0
+    balance: str = "images"
+
+
+class TrainingSet(Dataset):
+    """Sample number i of an endless stream is a pure function of (seed, i), so that resuming is counting.
+
+    Args:
+        records: all conversations; those about the same images are grouped.
+        encoder: builds the tensors.
+        draw, augment, seed, cache_mb: see the configuration.
+    """
+
+    def __init__(
+        self, *, records: list[Record], encoder: SampleEncoder, draw: DrawConfig, augment: AugmentConfig, seed: int, cache_mb: float
+    ) -> None:
+        groups: dict[tuple[Path, ...], list[Record]] = defaultdict(list)
+        for record in records:
+            if draw.task_weights.get(record.meta.task, 0) > 0:
+                groups[record.images].append(record)
+        if not groups:
+            raise InputError(where="data.draw.task_weights", expected="tasks that the data have", found=", ".join(draw.task_weights))
+        self.groups = list(groups.values())
+        self.encoder, self.draw, self.seed = encoder, draw, seed
+        self.augment = Augmenter(augment)
+        self.cache = FileCache(cache_mb)
+        self._weights = [self._record_weights(group) for group in self.groups]
+        by_source = defaultdict(list)
+        for index, group in enumerate(self.groups):
+            by_source[group[0].meta.source].append(index)
+        self._sources = [np.array(members) for members in by_source.values()]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def _record_weights(self, group: list[Record]) -> np.ndarray:
+        """Weight per record so that tasks are drawn as configured however many records each has."""
+        counts: dict[str, float] = defaultdict(float)
+        factors = [self.draw.absent_weight if r.targets and all(t.mask is None for t in r.targets) else 1.0 for r in group]
+        for record, factor in zip(group, factors, strict=True):
+            counts[record.meta.task] += factor
+        weights = [self.draw.task_weights[r.meta.task] * f / max(counts[r.meta.task], 1e-9) for r, f in zip(group, factors, strict=True)]
+        return np.array(weights)
+
+    def _draw_group(self, rng: np.random.Generator) -> tuple[Record, ...]:
+        if self.draw.balance == "sources":
+            members = self._sources[rng.integers(len(self._sources))]
+            index = int(members[rng.integers(len(members))])
+        else:
+            index = int(rng.integers(len(self.groups)))
+        group, weights = self.groups[index], self._weights[index]
+        count = min(self.draw.conversations, int((weights > 0).sum()))
+        chosen = rng.choice(len(group), size=count, replace=False, p=weights / weights.sum())
+        return tuple(group[i] for i in chosen)
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = np.random.default_rng([self.seed, int(index)])
+        loaded = self.augment(load_records(self._draw_group(rng), self.cache), rng)
+        if rng.random() < self.draw.mosaic:
+            joined = mosaic(loaded, self.augment(load_records(self._draw_group(rng), self.cache), rng))
+            loaded = joined if joined is not None else loaded
+        return self.encoder.encode(loaded)
+
+
+class StreamSampler(Sampler[int]):
+    """Positions of the endless stream for one rank: epoch e covers samples e * length to (e + 1) * length."""
+
+    def __init__(self, length: int, *, rank: int = 0, world_size: int = 1) -> None:
+        self.length, self.rank, self.world_size, self.epoch = length, rank, world_size, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of every epoch."""
+        self.epoch = epoch
+
+    def __iter__(self):
+        start = self.epoch * self.length
+        return iter(range(start + self.rank, start + self.length - self.length % self.world_size, self.world_size))
+
+    def __len__(self) -> int:
+        return self.length // self.world_size
+
+
+class RecordSet(Dataset):
+    """Every record once, as it stands (evaluation)."""
+
+    def __init__(self, *, records: list[Record], encoder: SampleEncoder, cache_mb: float = 64) -> None:
+        self.records, self.encoder, self.cache = records, encoder, FileCache(cache_mb)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.encoder.encode(load_records((self.records[index],), self.cache))

@@ -1,0 +1,105 @@
+"""Questions that ask for something to be located: one or two structures, visible or not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medplib.data.phantom import catalog
+from medplib.data.phantom.case import Facts
+from medplib.data.phantom.ledger import Ledger
+from medplib.data.phantom.records import Conversation, NamedTarget
+from medplib.data.phantom.templates import ABSENT
+
+PAIR_SHARE = 0.15
+EASY_ABSENT_SHARE = 0.03
+FINDING_WEIGHT = 2.0
+"""A finding belongs to every region and so has more cells than an anatomy; each of its cells is asked about half as often."""
+
+
+def _target(facts: Facts, name: str) -> NamedTarget:
+    seen = facts.find(name)
+    return NamedTarget(name, None if seen is None else facts.target_path(seen))
+
+
+def answer_text(targets: tuple[NamedTarget, ...]) -> str:
+    """The answer to a request for one or several targets, with one `<SEG>` per visible target."""
+    if len(targets) == 1:
+        (target,) = targets
+        return ABSENT.format(a=target.name) if target.mask is None else f"<SEG><mask>{target.mask}</mask>"
+    parts = [f"no {t.name}" if t.mask is None else f"{t.name} <SEG><mask>{t.mask}</mask>" for t in targets]
+    return ", ".join(parts) + "."
+
+
+def _cell(facts: Facts, name: str) -> tuple[str, ...]:
+    return ("ground", name, facts.modality.name, facts.region)
+
+
+def _answer(facts: Facts, name: str) -> str:
+    return "absent" if facts.find(name) is None else "present"
+
+
+def _candidates(facts: Facts) -> list[str]:
+    """Structures that an image of this modality and region may show and that are not held out."""
+    names = catalog.names_of(facts.modality, facts.region)
+    return [name for name in names if not catalog.is_held_out(facts.modality.name, name)]
+
+
+def _next_name(facts: Facts, left: list[str], ledger: Ledger, share: float, rng: np.random.Generator) -> str:
+    """The candidate whose cell most needs the answer this case gives; rarely asked cells first among equals."""
+
+    def need(name: str) -> tuple[float, float]:
+        answer = _answer(facts, name)
+        cell = _cell(facts, name)
+        over = ledger.deviation(cell, answer, share if answer == "present" else 1 - share)
+        weight = FINDING_WEIGHT if name in catalog.ALL_FINDINGS else 1.0
+        return (max(0.0, round(over - 0.7, 2)), weight * (ledger.asked(cell) + rng.random() * 4))
+
+    return min(left, key=need)
+
+
+def _easy_absent(facts: Facts, rng: np.random.Generator) -> str:
+    """A structure of another region or modality, which this kind of image cannot show."""
+    possible = catalog.names_of(facts.modality, facts.region)
+    pool = [n for n in catalog.CLASS_IDS if n not in possible and not catalog.is_held_out(facts.modality.name, n)]
+    return str(rng.choice(pool))
+
+
+def _ask(facts: Facts, names: list[str], ledger: Ledger, rng: np.random.Generator) -> Conversation:
+    targets = tuple(_target(facts, name) for name in names)
+    unseen = facts.split != "train"
+    answers = "/".join(_answer(facts, name) for name in names)
+    if len(names) == 1:
+        text = ledger.wording("ground_one", (names[0],), answers, unseen, rng).format(a=names[0])
+    else:
+        text = ledger.wording("ground_two", (), answers, unseen, rng).format(a=names[0], b=names[1])
+    return Conversation(facts, "grounding", text, answer_text(targets), targets)
+
+
+def ground(facts: Facts, ledger: Ledger, share: float, rng: np.random.Generator) -> list[Conversation]:
+    """Three to five requests about a case; per modality, region and name about `share` of the named structures are visible."""
+    left = _candidates(facts)
+    asked = []
+    for _ in range(min(int(rng.integers(3, 6)), len(left))):
+        if rng.random() < EASY_ABSENT_SHARE:
+            asked.append(_ask(facts, [_easy_absent(facts, rng)], ledger, rng))
+            continue
+        names = [_next_name(facts, left, ledger, share, rng)]
+        left.remove(names[0])
+        if left and rng.random() < PAIR_SHARE:
+            second = _next_name(facts, left, ledger, share, rng)
+            if "present" in (_answer(facts, names[0]), _answer(facts, second)):
+                left.remove(second)
+                names.append(second)
+                names = [names[i] for i in rng.permutation(2)]
+        for name in names:
+            ledger.add(_cell(facts, name), _answer(facts, name))
+        asked.append(_ask(facts, names, ledger, rng))
+        if not left:
+            break
+    return asked
+
+
+def ground_held_out(facts: Facts, ledger: Ledger, rng: np.random.Generator) -> list[Conversation]:
+    """One request for each held-out structure that an image of this modality and region may show."""
+    names = [n for n in catalog.names_of(facts.modality, facts.region) if catalog.is_held_out(facts.modality.name, n)]
+    return [_ask(facts, [name], ledger, rng) for name in names]

@@ -1,0 +1,55 @@
+"""`python -m medplib.evaluate --checkpoint DIR --config configs/eval/demo.yaml --out DIR`: figures, controls and a report."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from medplib.errors import run_command
+
+
+def evaluate(
+    checkpoint: Path,
+    out: Path,
+    suite: Path | None = None,
+    data: list[Path] | None = None,
+    limit: int = 0,
+    batch_size: int = 16,
+) -> None:
+    """Evaluate a checkpoint.
+
+    Args:
+        checkpoint: folder written by `python -m medplib.fit`.
+        out: folder for metrics.json, report.html and predictions; a run that was interrupted goes on there.
+        suite: YAML of a whole evaluation (see configs/eval).
+        data: record files, instead of a suite: grounding questions are scored by both protocols, all others as text.
+        limit: at most so many records per set; 0 = all.
+        batch_size: conversations per forward (with `data`).
+    """
+    from medplib.evaluation.gallery import GalleryViewer
+    from medplib.evaluation.page import evaluation_page
+    from medplib.evaluation.suite import Suite
+    from medplib.evaluation.suite_config import suite_of_files, suite_of_yaml
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = suite_of_files(data or [], limit=limit, batch_size=batch_size) if suite is None else suite_of_yaml(suite, limit=limit)
+    viewer = GalleryViewer()
+    runner = Suite(checkpoint, config, out)
+    figures = runner.run(viewer)
+    evaluation_page(out / "report.html", figures, viewer, runner.predictor.checkpoint.lineage)
+    width = max(len(f.name) for f in figures)
+    for f in figures:
+        if f.name.count(".") <= 2 and ".upstream" not in f.name and "by_" not in f.name:
+            interval = "" if f.figure.ci95 is None else f"[{f.figure.ci95[0]:.3f}, {f.figure.ci95[1]:.3f}]"
+            print(f"{f.name:{width}}  {f.figure.value:8.3f}  {interval:16}  n {f.figure.n}")
+
+
+def main() -> None:
+    """Parse the command line."""
+    from jsonargparse import auto_cli
+
+    auto_cli(evaluate, as_positional=False)
+
+
+if __name__ == "__main__":
+    run_command(main)

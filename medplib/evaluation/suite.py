@@ -1,0 +1,199 @@
+"""A whole evaluation as data: which files, which controls; one metrics.json and one report come out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from medplib.data.prepare.mean_mask import mean_mask_dice
+from medplib.data.sources import read_records
+from medplib.errors import InputError
+from medplib.evaluation.bootstrap import Bootstrap
+from medplib.evaluation.controls import mosaic_control, shuffled_questions
+from medplib.evaluation.figures import Figure, NamedFigure, Rule, named, write_metrics
+from medplib.evaluation.grounding import summarise_grounding
+from medplib.evaluation.presence import fit_presence
+from medplib.evaluation.protocols import STRICT
+from medplib.evaluation.runner import PROTOCOLS, Results, RunOptions, Viewer, evaluate_records
+from medplib.evaluation.text import summarise_vqa
+from medplib.inference.predictor import CALIBRATION, Predictor
+from medplib.lineage import Lineage
+from medplib.types import Record
+
+
+@dataclass(frozen=True)
+class ControlsConfig:
+    """Which controls to run.
+
+    Args:
+        mosaics: pairs of images side by side; 0 = none.
+        shuffled: grounding questions asked about another structure of the image; 0 = none.
+        mean_mask_train: training files whose mean masks are the position control; empty = none.
+        no_image: closed questions asked with a grey image; 0 = none.
+        experts: force each expert in turn on this many questions of each kind; 0 = none.
+        grounding_parent, vl_parent: checkpoints of the experts' stages, asked the same questions for comparison.
+    """
+
+    mosaics: int = 0
+    shuffled: int = 0
+    mean_mask_train: tuple[str, ...] = ()
+    no_image: int = 0
+    experts: int = 0
+    grounding_parent: str | None = None
+    vl_parent: str | None = None
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """What to evaluate.
+
+    Args:
+        grounding: name of a set (in_domain, zero_shot, ...) -> record files.
+        vqa: files of closed and open questions.
+        region: files of region questions.
+        calibrate: validation files on which the presence rule is fitted before anything else; empty keeps what the checkpoint has.
+        max_false_positives: share of absent targets that may be claimed on the validation files when the threshold is chosen.
+        controls: see ControlsConfig; they use the first grounding set and the vqa files.
+        batch_size: conversations per forward.
+        limit: at most so many records per set, evenly spaced; 0 = all.
+        seed: of controls and intervals.
+    """
+
+    grounding: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    vqa: tuple[str, ...] = ()
+    region: tuple[str, ...] = ()
+    calibrate: tuple[str, ...] = ()
+    max_false_positives: float = 0.03
+    controls: ControlsConfig = field(default_factory=ControlsConfig)
+    batch_size: int = 16
+    limit: int = 0
+    seed: int = 0
+
+
+class Suite:
+    """Runs a SuiteConfig on a checkpoint."""
+
+    def __init__(self, checkpoint: Path, config: SuiteConfig, out: Path) -> None:
+        self.checkpoint, self.config, self.out = Path(checkpoint), config, Path(out)
+        self.bootstrap = Bootstrap(seed=config.seed)
+        self.figures: list[NamedFigure] = []
+        if config.calibrate:
+            self._calibrate()
+        self.predictor = Predictor(self.checkpoint)
+
+    def run(self, viewer: Viewer | None = None) -> list[NamedFigure]:
+        """Everything; writes metrics.json and returns its figures."""
+        for name, files in self.config.grounding.items():
+            self._grounding(name, self._records(files), viewer)
+        for name, files in (("vqa", self.config.vqa), ("region", self.config.region)):
+            if files:
+                self._vqa(name, self._records(files), viewer)
+        self._controls()
+        self.figures += stage_seconds(self.predictor.checkpoint.lineage)
+        write_metrics(self.out / "metrics.json", self.figures)
+        return self.figures
+
+    def _records(self, files: tuple[str, ...], limit: int | None = None) -> list[Record]:
+        records = [record for file in files for record in read_records(Path(file))]
+        return spread(records, self.config.limit if limit is None else limit)
+
+    def _ask(
+        self, predictor: Predictor, records: list[Record], name: str, *, with_image: bool = True, viewer: Viewer | None = None
+    ) -> Results:
+        options = RunOptions(batch_size=self.config.batch_size, with_image=with_image, progress=name)
+        return evaluate_records(predictor, records, options, out=self.out / name, viewer=viewer)
+
+    def _calibrate(self) -> None:
+        """Fit the presence rule on validation questions that ask for one thing, and store it with the checkpoint."""
+        predictor = Predictor(self.checkpoint, calibrated=False)
+        records = [r for r in self._records(self.config.calibrate) if len(r.targets) == 1]
+        answers = self._ask(predictor, records, "calibration").answers
+        names = ["language model"] + (["presence head"] if answers[0].presence_logit is not None else [])
+        logits = np.array([[a.lm_logit, a.presence_logit][: len(names)] for a in answers], np.float64)
+        labels = np.array([bool(a.present) for a in answers])
+        fit_presence(logits, labels, names, max_fpr=self.config.max_false_positives).save(self.checkpoint / CALIBRATION)
+
+    def _grounding(self, name: str, records: list[Record], viewer: Viewer | None) -> None:
+        results = self._ask(self.predictor, records, f"grounding_{name}", viewer=viewer)
+        for protocol in PROTOCOLS:
+            prefix = f"grounding.{name}" + ("" if protocol is STRICT else f".{protocol.name}")
+            self.figures += summarise_grounding(results.of(protocol), protocol, self.bootstrap).figures(prefix)
+
+    def _vqa(self, name: str, records: list[Record], viewer: Viewer | None) -> None:
+        summary = summarise_vqa(self._ask(self.predictor, records, name, viewer=viewer).text, self.bootstrap)
+        headline = "region_accuracy" if name == "region" else "closed_accuracy"
+        block = "vqa.region" if name == "region" else "vqa"
+        self.figures += [*named("vqa", [(headline, summary.closed.get("exact"))]), *summary.figures(block)]
+
+    def _controls(self) -> None:
+        c, seed = self.config.controls, self.config.seed
+        asked = self._records(next(iter(self.config.grounding.values())), limit=0) if self.config.grounding else []
+        if c.mosaics:
+            self.figures += mosaic_control(self.predictor, asked, self.bootstrap, count=c.mosaics, seed=seed)
+        if c.shuffled:
+            shuffled = spread(shuffled_questions(asked, seed=seed), c.shuffled)
+            results = self._ask(self.predictor, shuffled, "control_shuffled_text")
+            summary = summarise_grounding(results.of(STRICT), STRICT, self.bootstrap)
+            self.figures += named("controls", [("shuffled_text_mdice", summary.mdice)])
+        if c.mean_mask_train:
+            found = mean_mask_dice(self._records(c.mean_mask_train, limit=0), asked)
+            rule = Rule("Dice of the training set's mean mask of the name", STRICT.name, "each mask once; threshold chosen on train")
+            self.figures += named("controls", [("mean_mask_mdice", rule.plain(found.mean, found.n, "mean over masks"))])
+        if c.no_image:
+            closed = [r for r in self._records(self.config.vqa, limit=0) if r.meta.task == "vqa_closed"]
+            text = self._ask(self.predictor, spread(closed, c.no_image), "control_no_image", with_image=False).text
+            self.figures += named("controls", [("no_image_closed_accuracy", summarise_vqa(text, self.bootstrap).closed.get("exact"))])
+        if c.experts:
+            self._expert_controls(asked)
+
+    def _expert_controls(self, asked: list[Record]) -> None:
+        """The same questions to the router, to each expert alone, and to the stages the experts came from."""
+        c = self.config.controls
+        closed = [r for r in self._records(self.config.vqa, limit=0) if r.meta.task == "vqa_closed"]
+        grounding, closed = spread(asked, c.experts), spread(closed, c.experts)
+        rows = [("router", self.predictor)]
+        rows += [(f"force_{name}", Predictor(self.checkpoint, expert=name)) for name in self.predictor.model.language.expert_names]
+        rows += [("grounding_parent", Predictor(c.grounding_parent, calibrated=False))] if c.grounding_parent else []
+        rows += [("vl_parent", Predictor(c.vl_parent, calibrated=False))] if c.vl_parent else []
+        for name, predictor in rows:
+            items: list[tuple[str, Figure | None]] = []
+            if predictor.model.grounder is not None:
+                results = self._ask(predictor, grounding, f"control_{name}_grounding")
+                items.append(("mdice", summarise_grounding(results.of(STRICT), STRICT, self.bootstrap).mdice))
+            text = self._ask(predictor, closed, f"control_{name}_closed").text
+            items.append(("closed_accuracy", summarise_vqa(text, self.bootstrap).closed.get("exact")))
+            self.figures += named(f"controls.{name}", items)
+
+
+def stage_seconds(lineage: Lineage) -> list[NamedFigure]:
+    """`seconds.<stage>`: wall time of every stage behind a checkpoint, from its lineage."""
+    found: dict[str, float] = {}
+
+    def visit(node: Lineage) -> None:
+        found.setdefault(node.stage, node.seconds)
+        for parent in node.parents.values():
+            visit(parent)
+
+    visit(lineage)
+    rule = Rule("wall time in seconds of building and training the stage", "lineage", "as recorded when the stage was written")
+    return [NamedFigure(f"seconds.{name}", rule.plain(seconds, 1, "one run")) for name, seconds in found.items()]
+
+
+def spread(records: list[Record], limit: int) -> list[Record]:
+    """At most `limit` records, evenly spaced; all when it is 0."""
+    return records if not limit or len(records) <= limit else [records[i * len(records) // limit] for i in range(limit)]
+
+
+def load_metrics(path: Path) -> dict:
+    """A metrics.json as nested dictionaries.
+
+    Raises:
+        InputError: missing or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(where=path, expected="a metrics.json", found=type(error).__name__) from None

@@ -1,0 +1,142 @@
+"""`python -m medplib.fit --config configs/demo/stage1.yaml`: train one stage (LightningCLI; later files and flags override)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from medplib.errors import InputError, run_command
+
+log = logging.getLogger("medplib.fit")
+
+
+def _quieten() -> None:
+    """Keep the screen for progress, figures and errors."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", message=".*(num_workers|does not have many workers|sync_dist|litlogger|isinstance).*")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("lightning.pytorch", "lightning.fabric", "albumentations"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _cli(arguments: list[str] | None):
+    from jsonargparse import ArgumentError
+    from lightning.pytorch.cli import LightningCLI
+
+    from medplib.data.datamodule import DataModule
+    from medplib.training.module import StageModule
+
+    class StageCLI(LightningCLI):
+        """Adds what belongs to a run, not to a model, its data or its trainer."""
+
+        def add_arguments_to_parser(self, parser) -> None:
+            parser.add_argument("--ckpt_path", type=str | None, default=None, help="resume inside this stage from a Lightning checkpoint")
+            parser.add_argument(
+                "--if_finished",
+                type=str,
+                default="again",
+                choices=["again", "skip"],
+                help="skip = do nothing when the output is up to date",
+            )
+            parser.set_defaults(
+                {
+                    "trainer.logger": {
+                        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                        "init_args": {"save_dir": "runs", "name": "logs"},
+                    },
+                    "trainer.use_distributed_sampler": False,
+                    "trainer.num_sanity_val_steps": 0,
+                    "trainer.enable_model_summary": False,
+                    "trainer.enable_checkpointing": False,
+                    "trainer.log_every_n_steps": 10,
+                }
+            )
+
+        def instantiate_classes(self) -> None:
+            """Build only when there is something to do."""
+            self.fingerprint = _fingerprint(self.config)
+            self.done = self.config.if_finished == "skip" and _up_to_date(self.config, self.fingerprint)
+            if not self.done:
+                super().instantiate_classes()
+
+    try:
+        return StageCLI(
+            StageModule,
+            DataModule,
+            run=False,
+            args=arguments,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False, "parser_mode": "yaml"},
+        )
+    except ArgumentError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise InputError(
+            where="configuration", expected="known keys and valid values (python -m medplib.fit --help)", found=" ".join(lines)
+        ) from None
+
+
+def _fingerprint(config) -> str:
+    """SHA-256 of what decides the result: stage, data, number of steps."""
+    plain = json.loads(json.dumps(config.as_dict(), default=str))
+    trainer = {k: plain["trainer"].get(k) for k in ("max_steps", "max_epochs", "precision", "accumulate_grad_batches")}
+    return hashlib.sha256(json.dumps([plain["model"], plain["data"], trainer], sort_keys=True).encode()).hexdigest()
+
+
+def _up_to_date(config, fingerprint: str) -> bool:
+    """Whether the output folder was written by this very configuration from the parents that lie there now."""
+    from medplib.lineage import LINEAGE, load_checkpoint
+
+    stage = config.model.stage
+    if not (Path(stage.output) / LINEAGE).exists():
+        return False
+    lineage = load_checkpoint(stage.output, stage=stage.name, role="output").lineage
+    if lineage.run_sha256 != fingerprint:
+        return False
+    init = stage.init
+    folders = {"base": init.base, "token_rows": init.token_rows}
+    folders |= {f"part:{k}": v for k, v in (init.parts or {}).items()} | {f"expert:{k}": v for k, v in (init.experts or {}).items()}
+    for role, parent in folders.items():
+        if parent is None:
+            continue
+        recorded = lineage.parents.get(role)
+        if recorded is None or load_checkpoint(parent.path, role=role).lineage.weights_sha256 != recorded.weights_sha256:
+            return False
+    return True
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, train, write the checkpoint folder of the stage."""
+    _quieten()
+    import torch
+
+    # Values below 1e-38 (decayed Adam moments, saturated sigmoids) make x86 arithmetic many times slower and mean nothing here. Set before
+    # the first parallel region, because threads inherit it.
+    torch.set_flush_denormal(True)
+    cli = _cli(arguments)
+    if cli.done:
+        log.info("stage '%s' is up to date: %s", cli.config.model.stage.name, cli.config.model.stage.output)
+        return
+    module, data = cli.model, cli.datamodule
+    data.connect(tokenizer=module.tokenizer, spec=module.input_spec())
+    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in module.parameters())
+    log.info(
+        "stage '%s': %.2f M of %.2f M parameters train (%s)", module.stage.name, trainable / 1e6, total / 1e6, ", ".join(module.trained)
+    )
+    cli.trainer.fit(module, datamodule=data, ckpt_path=cli.config.ckpt_path, weights_only=True)
+    if cli.trainer.interrupted:
+        raise SystemExit(130)
+    if cli.trainer.is_global_zero:
+        lineage = module.write(sources=data.counts, run_sha256=cli.fingerprint)
+        figures = "  ".join(f"{k} {v:.4f}" for k, v in lineage.metrics.items())
+        log.info("wrote %s (%d steps, %.0f s)  %s", module.stage.output, lineage.steps, lineage.seconds, figures)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

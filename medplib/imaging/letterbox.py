@@ -1,0 +1,120 @@
+"""Images and masks into the square of the model and back; the arithmetic is `medplib.types.Letterbox`.
+
+Images are resized as the published preprocessing does (longest side to the size of the square, Pillow's bilinear filter, centred
+padding). Masks are resized by area: a pixel of the result holds the fraction of it that the mask covers when every pixel is a unit
+square. That one definition is box averaging when shrinking and keeps straight edges exact when enlarging.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from medplib.types import Letterbox
+
+_TIE = 0.5 - 1e-4
+"""Half covered counts as covered, whatever way float32 rounds."""
+
+
+def letterbox_image(image: np.ndarray, size: int, fill: tuple[int, int, int]) -> np.ndarray:
+    """Resize an image so that its longest side is `size` and pad it to a square.
+
+    Args:
+        image: (H, W, 3) uint8.
+        size: side of the square in pixels.
+        fill: RGB of the padding.
+
+    Returns:
+        (size, size, 3) uint8.
+    """
+    box = Letterbox.fit(image.shape[:2], size)
+    height, width = box.resized_size
+    square = np.empty((size, size, 3), np.uint8)
+    square[...] = fill
+    # Pillow returns an unchanged copy when nothing is to be resized
+    square[box.window] = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    return square
+
+
+def letterbox_mask_area(mask: np.ndarray, size: int) -> np.ndarray:
+    """The fraction of every pixel of the letterboxed square that a mask covers.
+
+    Args:
+        mask: (H, W) bool.
+        size: side of the square in pixels.
+
+    Returns:
+        (size, size) uint8, 0 (none, and padding) to 255 (all).
+    """
+    return (_cover(mask, size, size) * 255.0 + 0.5).astype(np.uint8)
+
+
+def grid_coverage(mask: np.ndarray, size: int, grid: int) -> np.ndarray:
+    """The fraction of every patch of the letterboxed square that a mask covers; padding counts as not covered.
+
+    Args:
+        mask: (H, W) bool.
+        size: side of the square in pixels.
+        grid: patches per side; need not divide `size`.
+
+    Returns:
+        (grid, grid) float32, 0 to 1.
+    """
+    return np.clip(_cover(mask, size, grid), 0.0, 1.0)
+
+
+def unletterbox_mask(mask: np.ndarray, letterbox: Letterbox) -> np.ndarray:
+    """Cut the padding off a square mask and bring it to original size; a pixel at least half covered is in.
+
+    Args:
+        mask: (size, size) bool.
+        letterbox: of the image the mask belongs to.
+
+    Returns:
+        (H, W) bool at `letterbox.original_size`.
+    """
+    window = mask[letterbox.window]
+    if letterbox.resized_size == letterbox.original_size:
+        return window.copy()
+    rows, columns = (
+        _overlap(0, float(original), resized, float(original), original)
+        for original, resized in zip(letterbox.original_size, letterbox.resized_size, strict=True)
+    )
+    return _separable(rows, window, columns) >= _TIE
+
+
+def _cover(mask: np.ndarray, size: int, cells: int) -> np.ndarray:
+    """Coverage (cells, cells) float32 of the letterboxed square, cut into `cells` per side, by a mask (H, W)."""
+    box = Letterbox.fit(mask.shape, size)
+    rows, columns = (
+        _overlap(pad, float(resized), original, float(size), cells)
+        for pad, resized, original in zip(box.pad, box.resized_size, box.original_size, strict=True)
+    )
+    return _separable(rows, mask, columns)
+
+
+@lru_cache(maxsize=16)  # images of one data set share few sizes; one matrix is at most a few megabytes
+def _overlap(start: float, extent: float, sources: int, target_extent: float, targets: int) -> np.ndarray:
+    """Which part of each target interval every source interval covers.
+
+    `sources` equal intervals fill [start, start + extent], `targets` equal ones [0, target_extent]; (targets, sources) float32.
+    """
+    source_edges = start + np.linspace(0.0, extent, sources + 1)
+    target_edges = np.linspace(0.0, target_extent, targets + 1)
+    low = np.maximum(target_edges[:-1, None], source_edges[None, :-1])
+    high = np.minimum(target_edges[1:, None], source_edges[None, 1:])
+    overlap = (np.clip(high - low, 0.0, None) * (targets / target_extent)).astype(np.float32)
+    overlap.setflags(write=False)  # shared by all callers
+    return overlap
+
+
+def _separable(rows: np.ndarray, mask: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """`rows` (h, H) @ `mask` (H, W) @ `columns` (w, W) transposed, skipping the rows and columns where the mask is empty."""
+    result = np.zeros((rows.shape[0], columns.shape[0]), np.float32)
+    used_rows, used_columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if used_rows.size:
+        y, x = slice(used_rows[0], used_rows[-1] + 1), slice(used_columns[0], used_columns[-1] + 1)
+        result = (rows[:, y] @ mask[y, x].astype(np.float32)) @ columns[:, x].T
+    return result

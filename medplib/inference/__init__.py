@@ -1,0 +1,1 @@
+"""Trained checkpoints that answer."""

@@ -1,0 +1,101 @@
+"""Batched greedy decoding in a single pass: words, and the states that predict `<SEG>`, without running the prompt twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache
+
+from medplib.models.language import prefix_mask
+from medplib.models.medplib import MedPLIB
+from medplib.types import Batch
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Answers of B prompts.
+
+    Args:
+        ids: per row, the new token ids up to and without the end token.
+        seg_row: (K,) row of each `<SEG>`, in order of row and then of appearance.
+        seg_states: (K, D) states that predicted them.
+        first_state: (B, D) state that predicted the first answer token.
+        first_logprobs: (B, V) log-probabilities of the first answer token.
+        complete: per row, whether the end token came before the limit.
+    """
+
+    ids: list[list[int]]
+    seg_row: torch.Tensor
+    seg_states: torch.Tensor
+    first_state: torch.Tensor
+    first_logprobs: torch.Tensor
+    complete: list[bool]
+
+
+@torch.no_grad()
+def generate(
+    model: MedPLIB,
+    batch: Batch,
+    *,
+    eos_id: int,
+    seg_id: int,
+    max_new_tokens: int = 64,
+    decide: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> Generated:
+    """Greedy answers to a left-padded, open-ended batch.
+
+    Args:
+        model: in evaluation mode.
+        batch: collated with `pad_left=True` from samples encoded with `open_ended=True`.
+        eos_id: id of the end token.
+        seg_id: id of `<SEG>`.
+        max_new_tokens: limit per answer.
+        decide: chooses the first token of every answer from states (B, D) and log-probabilities (B, V); None takes the most likely.
+    """
+    device = batch.input_ids.device
+    cache = DynamicCache(config=model.language.model.config)
+    hidden = model.language.hidden(
+        model.embed(batch),
+        mask=prefix_mask(batch.attention_mask, batch.segments),
+        positions=batch.positions,
+        token_mask=batch.attention_mask,
+        cache=cache,
+    )
+    state = first_state = hidden[:, -1]
+    logits = model.language.logits(state)
+    first_logprobs = logits.log_softmax(dim=-1)
+    seen, positions = batch.attention_mask, batch.positions[:, -1:]
+    rows = len(state)
+    ids: list[list[int]] = [[] for _ in range(rows)]
+    done = torch.zeros(rows, dtype=torch.bool, device=device)
+    segs: list[tuple[int, torch.Tensor]] = []
+    for step in range(max_new_tokens):
+        following = decide(state, first_logprobs) if decide is not None and step == 0 else logits.argmax(dim=-1)
+        done = done | (following == eos_id)
+        for row in (~done).nonzero().squeeze(1).tolist():
+            token = int(following[row])
+            ids[row].append(token)
+            if token == seg_id:
+                segs.append((row, state[row]))
+        if bool(done.all()) or step == max_new_tokens - 1:
+            break
+        seen = torch.cat([seen, ~done[:, None]], dim=1)
+        positions = positions + 1
+        visible = seen[:, None, None, :].clone()
+        visible[..., -1] = True  # a finished row still needs one key
+        hidden = model.language.hidden(
+            model.language.embed(following[:, None]), mask=visible, positions=positions, token_mask=(~done)[:, None], cache=cache
+        )
+        state = hidden[:, -1]
+        logits = model.language.logits(state)
+    order = sorted(range(len(segs)), key=lambda i: segs[i][0])  # stable: by row, then by time
+    return Generated(
+        ids=ids,
+        seg_row=torch.tensor([segs[i][0] for i in order], dtype=torch.int64, device=device),
+        seg_states=torch.stack([segs[i][1] for i in order]) if segs else first_state[:0],
+        first_state=first_state,
+        first_logprobs=first_logprobs,
+        complete=done.tolist(),
+    )

@@ -1,0 +1,237 @@
+"""A trained checkpoint as an object that answers: batches of samples in, words and mask probabilities out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medplib.data.collate import Collator
+from medplib.data.encode import Loaded, SampleEncoder
+from medplib.data.sources.questions import names_in_question
+from medplib.inference.calibration import PresenceCalibration
+from medplib.inference.generate import Generated, generate
+from medplib.lineage import load_checkpoint
+from medplib.models.build import input_spec
+from medplib.models.features import ImageFeatures
+from medplib.models.grounding import unpad_resize
+from medplib.models.load import load_model
+from medplib.models.moe import forced_expert
+from medplib.tokens import SEG
+from medplib.types import Batch, Sample
+
+CALIBRATION = "presence.json"
+
+
+@dataclass(frozen=True)
+class MaskProbability:
+    """One `<SEG>` of an answer: name, probabilities (H, W) float32 at original size, presence probability or None, predicted IoU."""
+
+    name: str
+    probability: np.ndarray
+    presence: float | None
+    quality: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says to one conversation.
+
+    Args:
+        text: the answer, `<SEG>` included.
+        masks: one per `<SEG>`.
+        lm_logit: log-odds of `<SEG>` as first answer token.
+        presence_logit: of the presence head for the first answer state; None without such a head.
+        presence: calibrated probability that the (first) asked target is present; None when not calibrated.
+        fallback: probabilities (H, W) decoded from the first answer state whatever was said; None unless asked for.
+        complete: whether the answer ended by itself.
+    """
+
+    text: str
+    masks: tuple[MaskProbability, ...]
+    lm_logit: float
+    presence_logit: float | None
+    presence: float | None
+    fallback: np.ndarray | None
+    complete: bool
+
+
+class Predictor:
+    """Answers with one checkpoint.
+
+    Args:
+        checkpoint: folder written by `python -m medplib.fit`; hashes are checked.
+        device: torch device.
+        expert: name of an expert that every token is sent to, or None.
+        calibrated: apply the checkpoint's presence calibration (presence.json), when it has one, to decide between mask and refusal.
+        max_new_tokens: limit per answer.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        *,
+        device: str = "cpu",
+        expert: str | None = None,
+        calibrated: bool = True,
+        max_new_tokens: int = 64,
+    ) -> None:
+        self.checkpoint = load_checkpoint(checkpoint)
+        self.model, self.tokenizer, self.config = load_model(self.checkpoint)
+        self.model.to(device)
+        self.device, self.expert, self.max_new_tokens = device, expert, max_new_tokens
+        self.seg_id, self.eos_id = self.tokenizer.convert_tokens_to_ids(SEG), self.tokenizer.eos_token_id
+        self.spec = input_spec(self.config, with_sam=self.model.grounder is not None)
+        path = self.checkpoint.folder / CALIBRATION
+        self.calibration = PresenceCalibration.load(path) if calibrated and path.exists() else None
+
+    def encoder(self, *, with_image: bool = True) -> SampleEncoder:
+        """Encodes conversations up to where the model has to answer."""
+        return SampleEncoder(tokenizer=self.tokenizer, spec=self.spec, open_ended=True, with_image=with_image)
+
+    def collator(self, encoder: SampleEncoder) -> Collator:
+        """Collates for generation."""
+        return Collator(encoder.text, pad_left=True)
+
+    def answer(self, loaded: Sequence[Loaded]) -> list[Prediction]:
+        """Answer conversations whose files are read (masks of their targets are not looked at)."""
+        encoder = self.encoder()
+        return self.predict(self.collator(encoder)([encoder.encode(item) for item in loaded]))
+
+    def answer_samples(self, samples: Iterable[Sample]) -> list[Prediction]:
+        """Answer encoded samples."""
+        return self.predict(self.collator(self.encoder())(list(samples)))
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, *, with_fallback: bool = False) -> list[Prediction]:
+        """Answer a batch (left-padded, open-ended, one conversation per row).
+
+        Args:
+            batch: from `collator`.
+            with_fallback: also decode a mask for every row from its first answer state.
+        """
+        batch = batch.to(self.device)
+        language = self.model.language
+        forcing = forced_expert(language.routing, language.expert_names, self.expert) if self.expert else nullcontext()
+        with forcing:
+            features = None
+            if self.model.grounder is not None:
+                features = self.model.grounder.encode(batch.sam_pixels, batch.letterboxes)
+            image_of_row = self._image_of_row(batch)
+            gate = _PresenceGate(self, features, image_of_row)
+            out = generate(
+                self.model, batch, eos_id=self.eos_id, seg_id=self.seg_id, max_new_tokens=self.max_new_tokens, decide=gate.decide
+            )
+            return self._assemble(batch, out, gate, features, image_of_row, with_fallback=with_fallback)
+
+    def _image_of_row(self, batch: Batch) -> torch.Tensor:
+        """(B,) the image that each row's masks are drawn in: that of its first target, else its last image."""
+        counts = torch.tensor([len(records[0].images) for records in batch.records])
+        image = counts.cumsum(0) - 1
+        for row, target_image in zip(reversed(batch.target_row.tolist()), reversed(batch.target_image.tolist()), strict=True):
+            image[row] = target_image
+        return image.to(self.device)
+
+    def _assemble(
+        self,
+        batch: Batch,
+        out: Generated,
+        gate: _PresenceGate,
+        features: ImageFeatures | None,
+        image_of_row: torch.Tensor,
+        *,
+        with_fallback: bool,
+    ) -> list[Prediction]:
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=False).strip() for ids in out.ids]
+        masks: list[list[MaskProbability]] = [[] for _ in texts]
+        fallback: list[np.ndarray | None] = [None] * len(texts)
+        if features is not None:
+            rows = out.seg_row
+            maps, quality, presence_logit = self._masks(batch, features, out.seg_states, image_of_row[rows])
+            for k, row in enumerate(rows.tolist()):
+                name = _name(texts[row], len(masks[row]), batch.records[row][0].turns[0].text)
+                first = len(masks[row]) == 0 and out.ids[row][0] == self.seg_id
+                presence = gate.probability[row] if first else None
+                if presence is None and presence_logit is not None:
+                    presence = float(torch.sigmoid(presence_logit[k]))
+                masks[row].append(MaskProbability(name, maps[k], presence, float(quality[k])))
+            if with_fallback:
+                fallback = self._masks(batch, features, out.first_state, image_of_row)[0]
+        return [
+            Prediction(
+                text=texts[row],
+                masks=tuple(masks[row]),
+                lm_logit=gate.lm_logit[row],
+                presence_logit=gate.presence_logit[row],
+                presence=gate.probability[row],
+                fallback=fallback[row],
+                complete=out.complete[row],
+            )
+            for row in range(len(texts))
+        ]
+
+    def _masks(
+        self, batch: Batch, features: ImageFeatures, states: torch.Tensor, images: torch.Tensor
+    ) -> tuple[list[np.ndarray], torch.Tensor, torch.Tensor | None]:
+        """Probabilities at original size for K states (K, D) in the images `images` (K,); quality (K,); presence logits (K,)."""
+        out = self.model.grounder.decode(features, images, self.model.seg_projector(states))
+        maps = unpad_resize(out.mask_logits, batch.letterboxes, images)
+        return [torch.sigmoid(m.float()).cpu().numpy() for m in maps], out.quality, out.presence_logit
+
+
+class _PresenceGate:
+    """Decides, at the first answer token, between `<SEG>` and a refusal; keeps the scores it saw.
+
+    Only rows whose language model considers `<SEG>` at all (probability above ASKED) are asked for a mask, so other answers are untouched.
+    """
+
+    ASKED = 0.01
+
+    def __init__(self, predictor: Predictor, features: ImageFeatures | None, image_of_row: torch.Tensor) -> None:
+        self.predictor, self.features, self.image_of_row = predictor, features, image_of_row
+        self.lm_logit: list[float] = []
+        self.presence_logit: list[float | None] = []
+        self.probability: list[float | None] = []
+
+    def decide(self, states: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
+        """States (B, D) and log-probabilities (B, V) of the first answer token -> the token ids to say (B,)."""
+        seg = logprobs[:, self.predictor.seg_id]
+        rest = logprobs.clone()
+        rest[:, self.predictor.seg_id] = -torch.inf
+        odds = seg - rest.logsumexp(dim=-1)
+        self.lm_logit = odds.tolist()
+        self.presence_logit = self._head(states)
+        self.probability = [None] * len(states)
+        chosen = logprobs.argmax(dim=-1)
+        calibration = self.predictor.calibration
+        if calibration is None or self.features is None:
+            return chosen
+        logits = {"language model": self.lm_logit, "presence head": self.presence_logit}
+        used = np.array([logits[name] for name in calibration.names], np.float64).T
+        self.probability = [float(p) for p in calibration.probability(used)]
+        present = torch.tensor(self.probability, device=states.device) >= calibration.threshold
+        asked = seg.exp() > self.ASKED
+        decided = torch.where(present, torch.full_like(chosen, self.predictor.seg_id), rest.argmax(dim=-1))
+        return torch.where(asked, decided, chosen)
+
+    def _head(self, states: torch.Tensor) -> list[float | None]:
+        model = self.predictor.model
+        if self.features is None or model.grounder.presence is None:
+            return [None] * len(states)
+        return model.grounder.decode(self.features, self.image_of_row, model.seg_projector(states)).presence_logit.tolist()
+
+
+def _name(text: str, index: int, question: str) -> str:
+    """What the `index`-th `<SEG>` of an answer stands for: the words before it, else the name in the question."""
+    pieces = text.split(SEG)
+    words = re.split(r"[,.;:]", pieces[index].replace("<unk>", ""))[-1].strip()
+    words = re.sub(r"^(and|the)\s+", "", words)
+    if words:
+        return words
+    names = names_in_question(question, len(pieces) - 1)
+    return names[index] if names else "target"

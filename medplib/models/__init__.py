@@ -1,0 +1,1 @@
+"""Neural modules; sizes are put together in build."""

@@ -1,0 +1,19 @@
+"""What an image encoder hands to the mask decoder, the same for every encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Features of I images. Letters: C embedding width, g side of the embedding grid.
+
+    `skips` go from coarse to fine, at twice and four times the grid; empty when the encoder has none.
+    """
+
+    embedding: torch.Tensor  # (I, C, g, g)
+    skips: tuple[torch.Tensor, ...]  # () or ((I, c1, 2g, 2g), (I, c0, 4g, 4g))
+    statistics: torch.Tensor  # (I, 6) float32: channel means, then deviations, over valid pixels in units of SAM's normalisation

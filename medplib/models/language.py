@@ -1,0 +1,131 @@
+"""The language model: any causal LM of transformers behind four calls (embed, hidden states, logits, cache)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from medplib.models.moe import MoEConfig, Routing, install_experts
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """Which language model.
+
+    Args:
+        pretrained: local folder or hub id; sizes and weights come from there. None builds a Llama of the sizes below.
+        hidden_size, layers, heads, mlp_size: sizes of a model from scratch.
+        vocab_size: rows of the embedding; 0 = as many as the tokenizer has.
+        hf_config: the configuration (JSON) of a pretrained model, written into checkpoints so that they load without it.
+        moe: experts in every layer, or None for a dense model.
+    """
+
+    pretrained: str | None = None
+    hidden_size: int = 128
+    layers: int = 4
+    heads: int = 4
+    mlp_size: int = 352
+    vocab_size: int = 0
+    hf_config: dict[str, Any] | None = None
+    moe: MoEConfig | None = None
+
+
+class LanguageModel(nn.Module):
+    """Wraps a causal LM. `width` is D, `vocab_size` V."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.model = _causal_lm(config)
+        if self.model.get_input_embeddings().num_embeddings != config.vocab_size:
+            self.model.resize_token_embeddings(config.vocab_size, mean_resizing=False)
+        self.width, self.vocab_size = self.model.config.hidden_size, config.vocab_size
+        self.routing = Routing()
+        self.expert_names = config.moe.experts if config.moe else ()
+        if config.moe is not None:
+            install_experts(self.decoder.layers, config.moe, self.routing)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The stack of layers under the head."""
+        return self.model.model
+
+    @property
+    def head(self) -> nn.Linear:
+        """The output layer (V, D)."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def embeddings(self) -> nn.Embedding:
+        """The input embedding (V, D)."""
+        return self.model.get_input_embeddings()
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids (..., L) -> (..., L, D); negative placeholders give row 0, to be overwritten."""
+        return self.embeddings(ids.clamp(min=0))
+
+    def hidden(
+        self,
+        embeds: torch.Tensor,
+        *,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        token_mask: torch.Tensor | None = None,
+        cache: object | None = None,
+    ) -> torch.Tensor:
+        """Last hidden states after the final norm (B, L, D).
+
+        Args:
+            embeds: (B, L, D).
+            mask: (B, 1, L, K) bool, True where query L may see key K (K counts cached keys).
+            positions: (B, L) rotary positions.
+            token_mask: (B, L) bool, tokens that experts route; None = all.
+            cache: a transformers cache, extended in place, or None.
+        """
+        self.routing.start(token_mask)
+        if self.model.config._attn_implementation == "eager":
+            mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=embeds.device).masked_fill(~mask, torch.finfo(embeds.dtype).min)
+        out = self.decoder(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None
+        )
+        return out.last_hidden_state
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """States (..., D) -> logits (..., V) in float32."""
+        return self.head(states).float()
+
+
+def _causal_lm(config: LanguageConfig) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    if config.pretrained is not None:
+        return AutoModelForCausalLM.from_pretrained(config.pretrained, trust_remote_code=False, dtype="auto")
+    if config.hf_config is not None:
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config.hf_config), trust_remote_code=False)
+    sizes = LlamaConfig(
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=config.mlp_size,
+        vocab_size=config.vocab_size,
+        max_position_embeddings=4096,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    )
+    return LlamaForCausalLM(sizes)
+
+
+def prefix_mask(attention_mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    """(B, 1, L, L) bool: causal, padding hidden, and a conversation sees the shared prefix (segment 0) and itself only.
+
+    A padding query sees itself, so that no row is empty (an empty row is undefined in softmax).
+    """
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    same = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == 0)
+    visible = causal & same & attention_mask[:, None, :]
+    return (visible | torch.eye(length, dtype=torch.bool, device=segments.device)).unsqueeze(1)

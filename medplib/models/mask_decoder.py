@@ -1,0 +1,138 @@
+"""segment-anything's mask decoder for many (image, prompt) pairs at once, with optional high-resolution features.
+
+The library's own forward repeats one image for all prompts of a call. Here each prompt names its image, so one call serves a whole batch;
+the weights stay in the library's modules. Letters: I images, N prompts, T prompt tokens, C embedding width, g grid side, s logit side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from segment_anything.modeling import MaskDecoder
+from torch import nn
+from torch.nn import functional as F
+
+from medplib.models.conv_encoder import ConvBlock
+from medplib.models.features import ImageFeatures
+
+
+@dataclass(frozen=True)
+class DecodedMasks:
+    """K masks for each of N prompts, and the transformer's output tokens that speak of the first mask."""
+
+    logits: torch.Tensor  # (N, K, s, s) float32
+    quality: torch.Tensor  # (N, K)
+    quality_token: torch.Tensor  # (N, C)
+    mask_token: torch.Tensor  # (N, C)
+
+
+class HighResUpscaling(nn.Module):
+    """Upscale prompt-dependent features four times, adding the image's skips at each step.
+
+    The skips are refined by convolutions once per image; what is done per prompt is only two transposed convolutions and sums, because
+    several prompts usually share an image. `subpixel` lets the hypernetwork predict four logits per cell instead of one, which equals a
+    1x1 convolution and a pixel shuffle before the product, at a fraction of the cost.
+
+    Args:
+        width: C, width of the image embedding.
+        skip_widths: channels of the skips, coarse to fine.
+        subpixel: double the resolution of the logits.
+    """
+
+    def __init__(self, width: int, *, skip_widths: tuple[int, int], subpixel: bool) -> None:
+        super().__init__()
+        middle, fine = width // 4, width // 8
+        self.refine = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c_in, c_out, 1), ConvBlock(c_out, c_out))
+            for c_in, c_out in zip(skip_widths, (middle, fine), strict=True)
+        )
+        self.up1 = nn.ConvTranspose2d(width, middle, 2, stride=2)
+        self.up2 = nn.ConvTranspose2d(middle, fine, 2, stride=2)
+        self.subpixel = nn.Linear(fine, 4 * fine) if subpixel else None
+        if self.subpixel is not None:
+            # The four logits of a cell start equal: training begins from the coarser map.
+            nn.init.zeros_(self.subpixel.bias)
+            self.subpixel.weight.data.copy_(torch.eye(fine).repeat(4, 1))
+
+    def forward(self, source_NCgg: torch.Tensor, skips: tuple[torch.Tensor, ...], image_index: torch.Tensor) -> torch.Tensor:
+        """(N, C, g, g), skips of I images, (N,) -> (N, C/8, 4g, 4g)."""
+        middle, fine = (refine(skip) for refine, skip in zip(self.refine, skips, strict=True))
+        # No normalisation here and a cheap activation: the transformer's output and the refined skips are already normalised, and
+        # everything in these two lines is paid per prompt at high resolution.
+        x = F.leaky_relu_(self.up1(source_NCgg).add_(middle.index_select(0, image_index)))
+        return F.leaky_relu_(self.up2(x).add_(fine.index_select(0, image_index)))
+
+    def product(self, weights_NKc: torch.Tensor, features_Ncss: torch.Tensor) -> torch.Tensor:
+        """Hypernetwork weights (N, K, c) times features (N, c, s, s) -> logits (N, K, s, s), or (N, K, 2s, 2s) with `subpixel`."""
+        if self.subpixel is None:
+            return weighted_sum(weights_NKc, features_Ncss)
+        weights = self.subpixel(weights_NKc).unflatten(2, (4, -1)).flatten(1, 2)
+        return F.pixel_shuffle(weighted_sum(weights, features_Ncss), 2)
+
+
+class PresenceHead(nn.Module):
+    """Is the prompted thing in the image? An MLP on the decoder's tokens and on the product of prompt and pooled image.
+
+    The product is there because matching what was asked with what is shown is an interaction that an MLP on sums learns slowly.
+
+    Args:
+        width: C.
+        detached: do not send gradients into tokens, prompts and image.
+    """
+
+    def __init__(self, width: int, *, detached: bool) -> None:
+        super().__init__()
+        self.detached = detached
+        self.asked = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.shown = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.head = nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, 1))
+
+    def forward(self, masks: DecodedMasks, prompt_NC: torch.Tensor, pooled_NC: torch.Tensor) -> torch.Tensor:
+        """Output tokens, mean prompt token (N, C), mean image embedding (N, C) -> logit (N,)."""
+        inputs = (masks.quality_token, masks.mask_token, prompt_NC, pooled_NC)
+        quality, mask, prompt, pooled = (x.detach() for x in inputs) if self.detached else inputs
+        return self.head(torch.cat([quality, mask, self.asked(prompt) * self.shown(pooled)], dim=1)).squeeze(1)
+
+
+def weighted_sum(weights_NKc: torch.Tensor, features_Ncss: torch.Tensor) -> torch.Tensor:
+    """The hypernetwork product: (N, K, c), (N, c, h, w) -> (N, K, h, w)."""
+    return torch.bmm(weights_NKc, features_Ncss.flatten(2)).unflatten(2, features_Ncss.shape[2:])
+
+
+def decode_pairs(
+    decoder: MaskDecoder,
+    upscaling: HighResUpscaling | None,
+    *,
+    features: ImageFeatures,
+    image_index: torch.Tensor,
+    image_pe: torch.Tensor,
+    sparse: torch.Tensor,
+    dense: torch.Tensor,
+    masks: int = 1,
+) -> DecodedMasks:
+    """Run the decoder on N (image, prompt) pairs; equal to the library's forward called pair by pair.
+
+    Args:
+        decoder: segment-anything's mask decoder, whose weights are used.
+        upscaling: high-resolution upscaling in place of the decoder's own, None for the latter.
+        features: of I images.
+        image_index: (N,) int64, the image of each prompt.
+        image_pe: (1, C, g, g) positions.
+        sparse: (N, T, C) prompt tokens.
+        dense: (N, C, g, g) or anything that broadcasts to it, added to the image embedding.
+        masks: K, how many mask tokens to decode; token 0 is the single-mask answer.
+    """
+    count = image_index.shape[0]
+    output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([output_tokens.expand(count, -1, -1), sparse], dim=1)
+    source = features.embedding.index_select(0, image_index) + dense
+    states, source = decoder.transformer(source, image_pe, tokens)
+    source = source.transpose(1, 2).unflatten(2, features.embedding.shape[2:])
+    hyper = torch.stack([decoder.output_hypernetworks_mlps[k](states[:, 1 + k]) for k in range(masks)], dim=1)
+    if upscaling is None:
+        logits = weighted_sum(hyper, decoder.output_upscaling(source))
+    else:
+        logits = upscaling.product(hyper, upscaling(source, features.skips, image_index))
+    quality = decoder.iou_prediction_head(states[:, 0])[:, :masks]
+    return DecodedMasks(logits.float(), quality, states[:, 0], states[:, 1])

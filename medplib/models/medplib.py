@@ -1,0 +1,116 @@
+"""The model: vision encoder, projector, region encoder, language model and pixel grounder, composed and nothing more.
+
+Paper: MedPLIB, arXiv 2412.09278, section 3. The state that predicts `<SEG>` becomes the prompt of a SAM mask decoder.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from medplib.models.contrast import ContrastHead
+from medplib.models.grounding import NamePromptEncoder, PixelGrounder
+from medplib.models.language import LanguageModel, prefix_mask
+from medplib.models.projector import Projector
+from medplib.models.region import RegionEncoder
+from medplib.models.vision import VisionEncoder
+from medplib.tokens import IGNORE_LABEL, IMAGE_PLACEHOLDER, REGION_PLACEHOLDER
+from medplib.types import Batch, GroundingOutput, ModelOutput
+
+
+class SegProjector(nn.Module):
+    """Language state (N, D) -> prompt of the mask decoder (N, C): Linear, ReLU, Linear, as published; `norm` adds a LayerNorm."""
+
+    def __init__(self, *, language_width: int, prompt_width: int, norm: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(language_width, language_width), nn.ReLU(inplace=True), nn.Linear(language_width, prompt_width)
+        )
+        self.norm = nn.LayerNorm(prompt_width) if norm else nn.Identity()
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        return self.norm(self.layers(states))
+
+
+class MedPLIB(nn.Module):
+    """Everything a stage may train; parts that a configuration leaves out are None.
+
+    Args:
+        vision, projector, region, language: the visual-language side.
+        seg_projector, grounder: the pixel-grounding side, or None.
+        names: prompt encoder for target names (pretraining and distillation of the grounder), or None.
+        contrast: image-text heads (pretraining of the vision encoder), or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        vision: VisionEncoder,
+        projector: Projector,
+        region: RegionEncoder,
+        language: LanguageModel,
+        seg_projector: SegProjector | None,
+        grounder: PixelGrounder | None,
+        names: NamePromptEncoder | None,
+        contrast: ContrastHead | None,
+    ) -> None:
+        super().__init__()
+        self.vision, self.projector, self.region, self.language = vision, projector, region, language
+        self.seg_projector, self.grounder, self.names, self.contrast = seg_projector, grounder, names, contrast
+
+    def embed(self, batch: Batch) -> torch.Tensor:
+        """Inputs of the language model (B, L, D): word embeddings with image and region features in their places."""
+        features = self.vision(batch.vision_pixels)
+        embeds = self.language.embed(batch.input_ids)
+        embeds = _place(embeds, batch.input_ids == IMAGE_PLACEHOLDER, self.projector(features))
+        if len(batch.region_masks):
+            tokens = self.region(features, batch.region_masks, batch.region_image)
+            embeds = _place(embeds, batch.input_ids == REGION_PLACEHOLDER, tokens)
+        return embeds
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """Last hidden states (B, L, D)."""
+        return self.language.hidden(
+            self.embed(batch),
+            mask=prefix_mask(batch.attention_mask, batch.segments),
+            positions=batch.positions,
+            token_mask=batch.attention_mask,
+        )
+
+    def forward(self, batch: Batch, *, with_masks: bool = True) -> ModelOutput:
+        """Logits at supervised labels and, when the model can and `with_masks`, masks for every target of the batch.
+
+        Absent targets get masks too: their presence logit is what is trained.
+        """
+        hidden = self.hidden(batch)
+        target = batch.labels[:, 1:] != IGNORE_LABEL
+        prompts, grounding = None, None
+        if self.seg_projector is not None and len(batch.names):
+            prompts = self.seg_projector(hidden[batch.target_row, batch.target_position])
+            if with_masks:
+                grounding = self.ground(batch, prompts)
+        return ModelOutput(
+            label_logits=self.language.logits(hidden[:, :-1][target]),
+            label_ids=batch.labels[:, 1:][target],
+            grounding=grounding,
+            target_prompts=prompts,
+            router=self.language.routing.stats(),
+        )
+
+    def ground(self, batch: Batch, prompts: torch.Tensor) -> GroundingOutput:
+        """Masks of N prompts (N, C) in the images that `batch.target_image` names."""
+        features = self.grounder.encode(batch.sam_pixels, batch.letterboxes)
+        return self.grounder.decode(features, batch.target_image, prompts)
+
+
+def _place(embeds: torch.Tensor, where: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Overwrite the positions `where` (B, L) of `embeds` (B, L, D) with `tokens`, in order.
+
+    Raises:
+        ValueError: the numbers differ, so text and images of a batch do not belong together.
+    """
+    tokens = tokens.reshape(-1, embeds.shape[-1]).to(embeds.dtype)
+    if int(where.sum()) != len(tokens):
+        raise ValueError(f"{int(where.sum())} placeholders for {len(tokens)} feature tokens")
+    return embeds.masked_scatter(where.unsqueeze(-1), tokens)

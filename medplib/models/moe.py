@@ -1,0 +1,134 @@
+"""A mixture of named experts where a decoder layer had its MLP (arXiv 2412.09278 section on MoE).
+
+Differences from the published layer, on purpose: no capacity, so no token is dropped; padding is not routed; the router is a permanent
+float32 parameter; only the chosen experts run. Letters: T routed tokens, D width, E experts, K chosen per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from medplib.errors import InputError
+from medplib.types import RouterStats
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """Experts of every decoder layer.
+
+    Args:
+        experts: their names, in order.
+        top_k: experts per token.
+        gate: what an expert's output is multiplied by. "probability": its softmax probability as published (a single expert's output is
+            scaled below one, bug B11); "renormalised": divided by the sum over the chosen, with a straight-through gradient when only
+            one is chosen, so that the forward pass equals the expert and the router still learns.
+    """
+
+    experts: tuple[str, ...] = ("grounding", "vl")
+    top_k: int = 1
+    gate: Literal["probability", "renormalised"] = "renormalised"
+
+
+@dataclass
+class Routing:
+    """What all MoE layers of a model share during one forward: which tokens are real, which expert is forced, what was chosen."""
+
+    token_mask: torch.Tensor | None = None  # (B, L) bool, True for real tokens; None when all are
+    forced: int | None = None
+    probs: list[torch.Tensor] = field(default_factory=list)
+    chosen: list[torch.Tensor] = field(default_factory=list)
+
+    def start(self, token_mask: torch.Tensor | None) -> None:
+        """Begin a forward over the tokens of `token_mask`."""
+        self.token_mask = token_mask
+        self.probs, self.chosen = [], []
+
+    def stats(self) -> RouterStats | None:
+        """The statistics of the forward that just ended; None when an expert was forced or no layer routes."""
+        return RouterStats(torch.stack(self.probs), torch.stack(self.chosen)) if self.probs else None
+
+
+class MoEMLP(nn.Module):
+    """Drop-in for an MLP: (B, L, D) -> (B, L, D).
+
+    Args:
+        experts: name -> MLP with the same signature.
+        config: top_k and gate.
+        width: D.
+        routing: shared state; not a module, so it is neither saved nor moved.
+    """
+
+    def __init__(self, *, experts: dict[str, nn.Module], config: MoEConfig, width: int, routing: Routing) -> None:
+        super().__init__()
+        self.experts = nn.ModuleDict(experts)
+        self.router = nn.Linear(width, len(experts), bias=False, dtype=torch.float32)
+        nn.init.normal_(self.router.weight, std=0.02)
+        self.top_k, self.gate, self.routing = config.top_k, config.gate, routing
+
+    def forward(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
+        """Route every real token; padding gets zero (only its residual goes on)."""
+        experts = list(self.experts.values())
+        if self.routing.forced is not None:
+            return experts[self.routing.forced](hidden_BLD)
+        mask = self.routing.token_mask
+        flat_TD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
+        real = None if mask is None else mask.reshape(-1).nonzero().squeeze(1)
+        rows_TD = flat_TD if real is None else flat_TD[real]
+        weight_TK, chosen_TK = self._route(rows_TD)
+        mixed_TD = torch.zeros_like(rows_TD)
+        for index, expert in enumerate(experts):
+            token, slot = (chosen_TK == index).nonzero(as_tuple=True)
+            if len(token) or self.training:  # an unused expert still takes part in the graph, so that every rank has its gradients
+                out = expert(rows_TD[token]) * weight_TK[token, slot].unsqueeze(1).to(rows_TD.dtype)
+                mixed_TD = mixed_TD.index_add(0, token, out)
+        if real is None:
+            return mixed_TD.view_as(hidden_BLD)
+        return torch.zeros_like(flat_TD).index_copy(0, real, mixed_TD).view_as(hidden_BLD)
+
+    def _route(self, rows_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights and indices (T, K) of the chosen experts; the router works in float32 whatever the autocast type."""
+        with torch.autocast(rows_TD.device.type, enabled=False):
+            probs_TE = torch.nn.functional.linear(rows_TD.float(), self.router.weight.float()).softmax(dim=-1)
+        weight_TK, chosen_TK = probs_TE.topk(self.top_k, dim=-1)
+        self.routing.probs.append(probs_TE)
+        self.routing.chosen.append(chosen_TK)
+        if self.gate == "renormalised":
+            if self.top_k == 1:
+                weight_TK = weight_TK + (1 - weight_TK).detach()
+            else:
+                weight_TK = weight_TK / weight_TK.sum(dim=-1, keepdim=True)
+        return weight_TK, chosen_TK
+
+
+def install_experts(layers: nn.ModuleList, config: MoEConfig, routing: Routing) -> None:
+    """Replace `layer.mlp` of every decoder layer by an MoEMLP whose experts start as copies of it."""
+    for layer in layers:
+        width = next(p for p in layer.mlp.parameters()).shape[1]
+        experts = {name: deepcopy(layer.mlp) for name in config.experts}
+        layer.mlp = MoEMLP(experts=experts, config=config, width=width, routing=routing)
+
+
+@contextmanager
+def forced_expert(routing: Routing, names: tuple[str, ...], name: str | None) -> Iterator[None]:
+    """Within the block every token goes to expert `name` with weight one; None leaves the router in charge."""
+    if name is not None and name not in names:
+        raise InputError(where="forced expert", expected=f"one of {', '.join(names)}", found=repr(name))
+    previous, routing.forced = routing.forced, None if name is None else names.index(name)
+    try:
+        yield
+    finally:
+        routing.forced = previous
+
+
+def load_balancing_loss(stats: RouterStats) -> torch.Tensor:
+    """Experts x sum over experts of (mean probability x share of tokens), mean over layers; 1 when balanced (Switch, arXiv 2101.03961)."""
+    experts = stats.probs.shape[-1]
+    share_LE = torch.nn.functional.one_hot(stats.chosen, experts).float().mean(dim=(1, 2))
+    return experts * (stats.probs.mean(dim=1) * share_LE).sum(dim=-1).mean()

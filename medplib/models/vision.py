@@ -1,0 +1,134 @@
+"""The vision encoder: pixels -> a square grid of features. CLIP from transformers, or any timm model by name, frozen or trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from medplib.errors import InputError
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Which encoder.
+
+    Args:
+        kind: "clip" = a CLIP vision tower of transformers (hidden state before the last layer, class token dropped, as the published
+            model); "timm" = a timm model: a transformer gives its patch tokens, a convolutional one the maps of `levels` on one grid.
+        name: timm model name, or for CLIP a local folder or hub id to take the sizes from (weights too when `pretrained`).
+        image_size: side of the square input in pixels.
+        grid: cells per side of the feature grid.
+        levels: convolutional timm models only: which feature maps are fused (resized to `grid`, concatenated, one 1x1 convolution).
+        width: channels after that fusion.
+        pretrained: load published weights (needs them on disk or a network).
+        hf_config: CLIP configuration (JSON), written into checkpoints so that they load without `name`.
+    """
+
+    kind: Literal["clip", "timm"] = "timm"
+    name: str = "resnet10t"
+    image_size: int = 96
+    grid: int = 12
+    levels: tuple[int, ...] = (2, 3, 4)
+    width: int = 128
+    pretrained: bool = False
+    hf_config: dict[str, Any] | None = None
+
+
+class VisionEncoder(nn.Module):
+    """Pixels (I, 3, Sv, Sv) uint8 -> features (I, g, g, Dv), row-major from the top left. `width` is Dv."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.grid, self.image_size = config.grid, config.image_size
+        self.backbone = _Clip(config) if config.kind == "clip" else _timm(config)
+        self.width = self.backbone.width
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """See the class; normalisation (CLIP mean and standard deviation) happens here, on the device."""
+        return self.backbone((pixels.to(self.mean.dtype) / 255 - self.mean) / self.std)
+
+    def hf_config(self) -> dict[str, Any] | None:
+        """The configuration of a CLIP tower as JSON; None for timm models, which a name describes."""
+        return self.backbone.model.config.to_diff_dict() if isinstance(self.backbone, _Clip) else None
+
+
+class _Clip(nn.Module):
+    """CLIP tower: the hidden state of the last but one layer, without the class token."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        if config.pretrained:
+            self.model = CLIPVisionModel.from_pretrained(config.name, trust_remote_code=False)
+        elif config.hf_config is not None:
+            self.model = CLIPVisionModel(CLIPVisionConfig(**config.hf_config))
+        else:
+            self.model = CLIPVisionModel(CLIPVisionConfig.from_pretrained(config.name, trust_remote_code=False))
+        found = self.model.config.image_size // self.model.config.patch_size
+        if (found, self.model.config.image_size) != (config.grid, config.image_size):
+            raise InputError(
+                where="model.vision",
+                expected=f"image_size {self.model.config.image_size} and grid {found} for {config.name}",
+                found=f"{config.image_size} and {config.grid}",
+                remedy="set both to the encoder's own sizes",
+            )
+        self.width = self.model.config.hidden_size
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        states = self.model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        grid = int(states.shape[1] ** 0.5)
+        return states.unflatten(1, (grid, grid))
+
+
+def _timm(config: VisionConfig) -> nn.Module:
+    import timm
+
+    if not timm.is_model(config.name):
+        raise InputError(where="model.vision.name", expected="a timm model name", found=repr(config.name), remedy="see timm.list_models()")
+    probe = timm.create_model(config.name, pretrained=False)
+    return _Tokens(config) if hasattr(probe, "num_prefix_tokens") else _Maps(config)
+
+
+class _Tokens(nn.Module):
+    """A timm vision transformer: its patch tokens after the final norm."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        import timm
+
+        self.model = timm.create_model(config.name, pretrained=config.pretrained, img_size=config.image_size, num_classes=0)
+        self.width = self.model.num_features
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        states = self.model.forward_features(pixels)[:, self.model.num_prefix_tokens :]
+        grid = int(states.shape[1] ** 0.5)
+        return states.unflatten(1, (grid, grid))
+
+
+class _Maps(nn.Module):
+    """A timm convolutional network: feature maps of several depths on one grid, so that detail and context reach every cell."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        import timm
+
+        self.grid, self.width = config.grid, config.width
+        self.model = timm.create_model(config.name, pretrained=config.pretrained, features_only=True, out_indices=config.levels)
+        self.fuse = nn.Sequential(nn.Conv2d(sum(self.model.feature_info.channels()), config.width, 1), nn.GELU())
+        self.out = nn.Conv2d(config.width, config.width, 3, padding=1)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        size = (self.grid, self.grid)
+        maps = [functional.interpolate(m, size, mode="bilinear") if m.shape[-1] < self.grid else functional.adaptive_avg_pool2d(m, size)
+                for m in self.model(pixels)]  # fmt: skip
+        fused = self.fuse(torch.cat(maps, dim=1))
+        return (fused + self.out(fused)).permute(0, 2, 3, 1)

@@ -1,0 +1,1 @@
+"""Stages: what trains, from what, by which losses."""

@@ -1,0 +1,128 @@
+"""Builds the model of a stage from its parents, strictly: every tensor has one named origin, nothing is left over."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from medplib.config import from_dict
+from medplib.errors import InputError
+from medplib.lineage import TOKENIZER, Checkpoint, Lineage, load_checkpoint
+from medplib.models.build import ModelConfig, build_model
+from medplib.models.load import check_keys
+from medplib.models.medplib import MedPLIB
+from medplib.tokenizer import load_tokenizer
+from medplib.tokens import SEG
+from medplib.training.parts import covers, part_of
+from medplib.training.stage import Parent, StageConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MLP = re.compile(r"^(language\.model\.model\.layers\.\d+\.mlp\.)(.+)$")
+TOKEN_TABLES = ("language.model.model.embed_tokens.weight", "language.model.lm_head.weight")
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A model ready for its stage. `parents`: role -> lineage."""
+
+    model: MedPLIB
+    tokenizer: PreTrainedTokenizerBase
+    config: ModelConfig
+    parents: dict[str, Lineage]
+
+
+def assemble(stage: StageConfig) -> Assembled:
+    """Build and load the model of `stage`.
+
+    Raises:
+        InputError: wrong parent stage, changed file, another tokenizer, missing, left-over or mis-shaped tensors.
+    """
+    roles = _roles(stage)
+    parents = {role: load_checkpoint(p.path, stage=p.stage, role=f"stage '{stage.name}' {role}") for role, p in roles.items()}
+    _same_tokenizer(parents)
+    base = parents.get("base")
+    tokenizer = load_tokenizer(stage.tokenizer if base is None else base.folder / TOKENIZER)
+    config = _config(stage, base, parents)
+    torch.manual_seed(stage.seed)
+    model = build_model(config, vocab_size=len(tokenizer))
+    state = _collect(stage, base, parents, seg_row=tokenizer.convert_tokens_to_ids(SEG))
+    _load(model, state, stage, config)
+    return Assembled(model, tokenizer, _resolved(config, model), {role: parent.lineage for role, parent in parents.items()})
+
+
+def _roles(stage: StageConfig) -> dict[str, Parent]:
+    init = stage.init
+    roles = {} if init.base is None else {"base": init.base}
+    roles |= {f"part:{name}": parent for name, parent in init.parts.items()}
+    roles |= {f"expert:{name}": parent for name, parent in init.experts.items()}
+    return roles if init.token_rows is None else {**roles, "token_rows": init.token_rows}
+
+
+def _same_tokenizer(parents: dict[str, Checkpoint]) -> None:
+    found = {role: parent.lineage.tokenizer_sha256 for role, parent in parents.items()}
+    if len(set(found.values())) > 1:
+        raise InputError(where="stage.init", expected="parents with one tokenizer", found=", ".join(f"{r} {h[:8]}" for r, h in found.items()),
+                         remedy="train all stages from the same tokenizer folder")  # fmt: skip
+
+
+def _config(stage: StageConfig, base: Checkpoint | None, parents: dict[str, Checkpoint]) -> ModelConfig:
+    """Sizes: those of the base, with the sections that the other parents and the stage bring."""
+    config = stage.model if base is None else from_dict(ModelConfig, base.config["model"], where=f"{base.folder}/config.json: model")
+    for role, parent in parents.items():
+        if not role.startswith("part:"):
+            continue
+        other = from_dict(ModelConfig, parent.config["model"], where=f"{parent.folder}/config.json: model")
+        if role == "part:grounder":
+            config = replace(config, grounder=other.grounder, seg_projector_norm=other.seg_projector_norm)
+        elif role == "part:names":
+            config = replace(config, name_prompts=other.name_prompts)
+        elif role == "part:contrast":
+            config = replace(config, contrast_width=other.contrast_width)
+    return config if stage.moe is None else replace(config, language=replace(config.language, moe=stage.moe))
+
+
+def _resolved(config: ModelConfig, model: MedPLIB) -> ModelConfig:
+    """The configuration with what pretrained parts brought written out, so that a checkpoint needs no outside folder."""
+    language = replace(config.language, vocab_size=model.language.vocab_size)
+    if config.language.pretrained is not None:
+        language = replace(language, pretrained=None, hf_config=model.language.model.config.to_diff_dict())
+    vision = replace(config.vision, pretrained=False, hf_config=model.vision.hf_config())
+    return replace(config, language=language, vision=vision)
+
+
+def _collect(stage: StageConfig, base: Checkpoint | None, parents: dict[str, Checkpoint], *, seg_row: int) -> dict[str, torch.Tensor]:
+    """Every tensor with its origin resolved."""
+    taken = tuple(stage.init.parts)
+    state: dict[str, torch.Tensor] = {}
+    if base is not None:
+        state = base.tensors(lambda name: not any(covers(p, name) for p in taken) and not (stage.moe and _MLP.match(name)))
+    for role, parent in parents.items():
+        kind, _, name = role.partition(":")
+        if kind == "part":
+            found = parent.tensors(lambda key, part=name: covers(part, key))
+            if not found:
+                raise InputError(where=f"{role} {parent.folder}", expected=f"tensors of {name}", found="none")
+            state |= found
+        elif kind == "expert":
+            for key, tensor in parent.tensors(lambda key: bool(_MLP.match(key))).items():
+                prefix, rest = _MLP.match(key).groups()
+                if rest.startswith(("experts.", "router.")):
+                    raise InputError(where=f"{role} {parent.folder}", expected="a dense checkpoint", found="one that already has experts")
+                state[f"{prefix}experts.{name}.{rest}"] = tensor
+        elif kind == "token_rows":
+            for table, tensor in parent.tensors(lambda key: key in TOKEN_TABLES).items():
+                state[table] = state[table].clone()
+                state[table][seg_row] = tensor[seg_row]
+    return state
+
+
+def _load(model: MedPLIB, state: dict[str, torch.Tensor], stage: StageConfig, config: ModelConfig) -> None:
+    pretrained = [p for p, is_set in (("language", config.language.pretrained), ("vision", config.vision.pretrained or None)) if is_set]
+    origins = (*stage.init.fresh, *pretrained)
+    check_keys(model, state, allowed=lambda name: any(covers(g, part_of(name)) for g in origins), where=f"stage '{stage.name}'")
+    model.load_state_dict(state, strict=False)

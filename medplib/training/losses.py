@@ -1,0 +1,143 @@
+"""Losses of masks and presence, and the named sum that every stage minimises.
+
+Definitions follow MedPLIB (arXiv 2412.09278) and, for the focal and IoU terms, SAM-Med2D; here targets may be soft (area fractions in
+[0, 1], what letterboxing a binary mask gives) and padding is left out. Every mask counts the same whatever its size. Each mask loss takes
+logits, target and valid (N, S, S), computes in float32 and returns a scalar; with N = 0 it is 0 and still connected to the logits, so that
+all ranks of a distributed run take part in every backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch.nn import functional as F
+
+DICE_SMOOTHING = 1e-6
+IOU_SMOOTHING = 1e-7
+FOCAL_ALPHA = 0.25
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Factor of each loss term; 0 leaves a term out even where it was computed."""
+
+    lm: float = 1.0
+    decision: float = 0.0
+    mask_bce: float = 1.0
+    mask_dice: float = 1.0
+    mask_focal: float = 0.0
+    mask_iou: float = 0.0
+    presence: float = 0.0
+    distill: float = 0.0
+    contrastive: float = 0.0
+    patch_name: float = 0.0
+    router: float = 0.0
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether any term with a weight is computed from decoded masks."""
+        return any((self.mask_bce, self.mask_dice, self.mask_focal, self.mask_iou, self.presence))
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Unweighted scalar losses of one forward; None where a batch gives no such loss.
+
+    `decision` is the cross-entropy of the one token that chooses between `<SEG>` and a refusal; `lm` contains it, diluted by all others.
+    """
+
+    lm: torch.Tensor | None = None
+    decision: torch.Tensor | None = None
+    mask_bce: torch.Tensor | None = None
+    mask_dice: torch.Tensor | None = None
+    mask_focal: torch.Tensor | None = None
+    mask_iou: torch.Tensor | None = None
+    presence: torch.Tensor | None = None
+    distill: torch.Tensor | None = None
+    contrastive: torch.Tensor | None = None
+    patch_name: torch.Tensor | None = None
+    router: torch.Tensor | None = None
+
+    def items(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, value) of the terms that are there, in the order of the fields."""
+        for field in fields(self):
+            if (value := getattr(self, field.name)) is not None:
+                yield field.name, value
+
+    def total(self, weights: LossWeights) -> torch.Tensor:
+        """Weighted float32 sum of the terms that are there and have a weight.
+
+        Raises:
+            ValueError: no term is left, so that there is nothing to minimise.
+        """
+        parts = [weight * value.float() for name, value in self.items() if (weight := getattr(weights, name)) != 0]
+        if not parts:
+            raise ValueError(f"no loss term with a weight; present: {', '.join(name for name, _ in self.items()) or 'none'}")
+        return torch.stack(parts).sum()
+
+
+def mask_bce(logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy, mean over the valid pixels of each mask, then over masks."""
+    loss_NSS = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
+    return _mean(_valid_mean(loss_NSS, valid))
+
+
+def mask_dice(logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Soft Dice loss 1 - (2 sum(p g) + 1e-6) / (sum p + sum g + 1e-6) per mask, then the mean.
+
+    An empty target gives a loss near 1 with no useful gradient: leave absent targets out.
+    """
+    overlap_N, predicted_N, true_N = _areas(logits, target, valid)
+    return _mean(1 - (2 * overlap_N + DICE_SMOOTHING) / (predicted_N + true_N + DICE_SMOOTHING))
+
+
+def mask_focal(logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Focal loss, gamma 2, alpha 0.25 on foreground and 0.75 on background, mean over valid pixels, then over masks.
+
+    The logarithm is exact where the reference adds 1e-12 inside it; the two differ only for probabilities near 1e-12.
+    """
+    logits, target = logits.float(), target.float()
+    p = logits.sigmoid()
+    foreground = FOCAL_ALPHA * target * (1 - p).square() * F.logsigmoid(logits)
+    background = (1 - FOCAL_ALPHA) * (1 - target) * p.square() * F.logsigmoid(-logits)
+    return _mean(_valid_mean(-(foreground + background), valid))
+
+
+def mask_iou(
+    logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor, quality: torch.Tensor, *, detach_masks: bool = True
+) -> torch.Tensor:
+    """Squared error of the predicted quality (N,) against the soft IoU of the predicted mask, mean over masks.
+
+    Args:
+        logits: (N, S, S) of the masks.
+        target: (N, S, S) area fractions.
+        valid: (N, S, S) bool, false on padding.
+        quality: predicted IoU.
+        detach_masks: teach only the quality head. The reference also moves the masks towards the predicted quality (its weight is 0 in
+            every published stage); False reproduces that.
+    """
+    overlap_N, predicted_N, true_N = _areas(logits.detach() if detach_masks else logits, target, valid)
+    iou_N = (overlap_N + IOU_SMOOTHING) / (predicted_N + true_N - overlap_N + IOU_SMOOTHING)
+    return _mean((iou_N - quality.float()).square())
+
+
+def presence_bce(presence_logit: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of presence logits (N,) against present (N,) bool, mean over targets; 0 when N = 0."""
+    return _mean(F.binary_cross_entropy_with_logits(presence_logit.float(), present.float(), reduction="none"))
+
+
+def _areas(logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Per mask (N,): overlap, predicted area, true area, over valid pixels."""
+    p = logits.float().sigmoid() * valid
+    g = target.float() * valid
+    return (p * g).sum(dim=(1, 2)), p.sum(dim=(1, 2)), g.sum(dim=(1, 2))
+
+
+def _valid_mean(loss_NSS: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    return (loss_NSS * valid).sum(dim=(1, 2)) / valid.sum(dim=(1, 2)).clamp(min=1)
+
+
+def _mean(loss_N: torch.Tensor) -> torch.Tensor:
+    return loss_N.sum() / max(1, loss_N.shape[0])

@@ -1,0 +1,174 @@
+"""The LightningModule of every stage. It knows parts and objectives, no architecture."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from medplib.errors import InputError
+from medplib.lineage import Lineage, SourceStamp, save_checkpoint, sha256_file
+from medplib.models.build import input_spec
+from medplib.tokens import SEG
+from medplib.training.assemble import TOKEN_TABLES, assemble
+from medplib.training.lora import add_lora, merge_lora
+from medplib.training.objectives import OBJECTIVES
+from medplib.training.parts import covers, part_of
+from medplib.training.stage import StageConfig
+from medplib.training.validation import ValidationScores
+from medplib.types import Batch, InputSpec
+
+log = logging.getLogger("medplib.training")
+
+
+class StageModule(L.LightningModule):
+    """Trains one stage.
+
+    Args:
+        stage: what to start from, what to train, what to minimise.
+    """
+
+    def __init__(self, stage: StageConfig) -> None:
+        super().__init__()
+        self.stage = stage
+        built = assemble(stage)
+        self.model, self.tokenizer, self.config, self.parents = built.model, built.tokenizer, built.config, built.parents
+        self.objective = OBJECTIVES[stage.objective]
+        if stage.lora is not None:
+            add_lora(self.model.language, stage.lora)
+        self.trained = self._choose_trained()
+        self.scores = ValidationScores()
+        self.started = time.perf_counter()
+
+    def input_spec(self) -> InputSpec:
+        """How this stage wants to be fed: no grounder pixels where nothing reads them."""
+        needs_sam = self.model.grounder is not None or self.stage.objective == "contrastive"
+        return input_spec(self.config, with_sam=needs_sam)
+
+    def _choose_trained(self) -> tuple[str, ...]:
+        """Set requires_grad by part and return the parts that train."""
+        seg_row = self.tokenizer.convert_tokens_to_ids(SEG)
+        found: set[str] = set()
+        for name, parameter in self.model.named_parameters():
+            part = part_of(name)
+            train = any(covers(group, part) for group in self.stage.train) or part == "lora"
+            parameter.requires_grad_(train)
+            if train:
+                found.add(part)
+            elif self.stage.train_token_rows and name in TOKEN_TABLES:
+                parameter.requires_grad_(True)
+                parameter.register_hook(_only_row(seg_row))
+                found.add("token_rows")
+        silent = [g for g in self.stage.train if not any(covers(g, part) for part in found)]
+        if silent:
+            raise InputError(where=f"stage '{self.stage.name}': train", expected="parts that the model has", found=", ".join(silent))
+        return tuple(sorted(found))
+
+    def configure_optimizers(self) -> dict:
+        """AdamW with one group per learning rate; warm-up and decay over all steps."""
+        o = self.stage.optim
+        groups: dict[float, list] = defaultdict(list)
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                fitting = [g for g in o.lr_by_part if covers(g, part_of(name))]
+                groups[o.lr_by_part[max(fitting, key=len)] if fitting else o.lr].append(parameter)
+        optimizer = torch.optim.AdamW(
+            [{"params": p, "lr": lr} for lr, p in groups.items()], lr=o.lr, betas=o.betas, weight_decay=o.weight_decay
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        warm = max(1, int(o.warmup * steps))
+
+        def factor(step: int) -> float:
+            if step < warm:
+                return (step + 1) / warm
+            left = max(0.0, (steps - step) / max(1, steps - warm))
+            return {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}[o.schedule]
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Clip to the stage's norm (the trainer's own option is left alone)."""
+        self.clip_gradients(optimizer, gradient_clip_val=self.stage.optim.grad_clip, gradient_clip_algorithm="norm")
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Make what is random inside a step a function of (seed, step), so that a resumed run goes on as if never stopped."""
+        torch.manual_seed(self.stage.seed * 1_000_003 + self.global_step)
+
+    def on_train_epoch_start(self) -> None:
+        """Parts that do not train keep their statistics (batch norm) and their dropout off."""
+        for name, module in self.model.named_modules():
+            parameters = list(module.parameters(recurse=True))
+            if name and parameters and not any(p.requires_grad for p in parameters):
+                module.eval()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor | None:
+        """One step; every term is logged by name."""
+        terms = self.objective(self.model, batch, self.stage.losses)
+        total = terms.total(self.stage.losses)
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=len(batch.input_ids))
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.input_ids))
+        return total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss terms, and for conversations the rates at which `<SEG>` is predicted and how the router shares its tokens."""
+        terms = self.objective(self.model, batch, self.stage.losses)
+        self.scores.add_terms(terms, len(batch.input_ids))
+        if self.stage.objective == "promptable":
+            self.scores.add_masks(batch, self.model.ground(batch, self.model.names(batch.name_ids)))
+        elif self.stage.objective == "conversation":
+            out = self.model(batch, with_masks=self.stage.losses.needs_masks)
+            self.scores.add_output(
+                batch, out, seg_id=self.tokenizer.convert_tokens_to_ids(SEG), expert_names=self.model.language.expert_names
+            )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what was gathered."""
+        figures = self.scores.finish()
+        self.log_dict({f"val/{name}": value for name, value in figures.items()})
+        self.val_figures = figures
+        log.info("step %d  %s", self.global_step, "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+
+    def write(self, *, sources: dict[str, int], run_sha256: str = "") -> Lineage:
+        """Merge the adapters and write the stage's checkpoint folder.
+
+        Args:
+            sources: data file -> number of records, for the lineage.
+            run_sha256: hash of the configuration that was run.
+        """
+        merge_lora(self.model.language)
+        lineage = Lineage(
+            stage=self.stage.name,
+            trained=self.trained,
+            steps=self.global_step,
+            run_sha256=run_sha256,
+            seed=self.stage.seed,
+            seconds=round(time.perf_counter() - self.started, 1),
+            sources=tuple(SourceStamp(Path(f).name, sha256_file(Path(f)), n) for f, n in sources.items()),
+            metrics={k: round(float(v), 6) for k, v in getattr(self, "val_figures", {}).items()},
+            parents=self.parents,
+        )
+        return save_checkpoint(
+            Path(self.stage.output),
+            tensors=dict(self.model.state_dict()),
+            config={"model": asdict(self.config)},
+            save_tokenizer=self.tokenizer.save_pretrained,
+            lineage=lineage,
+        )
+
+
+def _only_row(row: int):
+    """A gradient hook that keeps one row of a table and stops all others."""
+
+    def keep(gradient: torch.Tensor) -> torch.Tensor:
+        kept = torch.zeros_like(gradient)
+        kept[row] = gradient[row]
+        return kept
+
+    return keep

@@ -1,0 +1,211 @@
+"""What a stage minimises: model and batch in, loss terms out. One function per objective, chosen by name in the stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from medplib.models.grounding import valid_mask
+from medplib.models.language import prefix_mask
+from medplib.models.medplib import MedPLIB
+from medplib.models.moe import load_balancing_loss
+from medplib.tokens import IGNORE_LABEL, IMAGE_PLACEHOLDER
+from medplib.training import losses
+from medplib.training.losses import LossTerms, LossWeights
+from medplib.types import Batch, GroundingOutput, ModelOutput
+
+Objective = Callable[[MedPLIB, Batch, LossWeights], LossTerms]
+
+POINT_SHARE = 0.25
+"""Promptable stage: every target is prompted by name; this share of the present ones by points, and as many by a box."""
+
+
+def conversation(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
+    """Stages I to IV: cross-entropy of the answers, mask losses of their targets, presence, distillation from name prompts, router."""
+    with_masks = model.grounder is not None and weights.needs_masks and len(batch.names) > 0
+    out = model(batch, with_masks=with_masks)
+    terms = LossTerms(lm=functional.cross_entropy(out.label_logits, out.label_ids), decision=_decision_loss(model, batch, out))
+    if out.grounding is not None:
+        terms = _with_masks(terms, out.grounding, batch, weights)
+    if out.target_prompts is not None and weights.distill and model.names is not None:
+        with torch.no_grad():
+            wanted = model.names(batch.name_ids)
+        terms = replace(terms, distill=(out.target_prompts - wanted).square().sum() / wanted.square().sum().clamp(min=1e-6))
+    if out.router is not None and weights.router:
+        terms = replace(terms, router=load_balancing_loss(out.router))
+    return terms
+
+
+def _decision_loss(model: MedPLIB, batch: Batch, out: ModelOutput) -> torch.Tensor | None:
+    """Cross-entropy of the one token that decides between `<SEG>` and a refusal, over all targets of the batch."""
+    if not len(batch.names):
+        return None
+    row_of = torch.full(batch.labels.shape, -1, device=batch.labels.device)
+    target = batch.labels[:, 1:] != IGNORE_LABEL
+    row_of[:, :-1][target] = torch.arange(len(out.label_ids), device=batch.labels.device)
+    rows = row_of[batch.target_row, batch.target_position]
+    rows = rows[rows >= 0]
+    return functional.cross_entropy(out.label_logits[rows], out.label_ids[rows]) if len(rows) else None
+
+
+def _with_masks(terms: LossTerms, grounding: GroundingOutput, batch: Batch, weights: LossWeights) -> LossTerms:
+    """Add mask losses over present targets and the presence loss over all."""
+    present = batch.target_present
+    valid = valid_mask(batch.letterboxes, batch.target_masks.device)[batch.target_image]
+    terms = _mask_terms(terms, _rows(grounding, present), batch.target_masks[present], valid[present], weights)
+    if grounding.presence_logit is not None and weights.presence:
+        terms = replace(terms, presence=losses.presence_bce(grounding.presence_logit, present))
+    return terms
+
+
+def _rows(grounding: GroundingOutput, rows: torch.Tensor) -> GroundingOutput:
+    presence = None if grounding.presence_logit is None else grounding.presence_logit[rows]
+    return GroundingOutput(grounding.low_res_logits[rows], grounding.mask_logits[rows], grounding.quality[rows], presence)
+
+
+def _mask_terms(
+    terms: LossTerms, grounding: GroundingOutput, masks: torch.Tensor, valid: torch.Tensor, weights: LossWeights, share: float = 1.0
+) -> LossTerms:
+    """Add `share` times the weighted-in mask losses to `terms`."""
+    target = masks.float() / 255
+    functions = {
+        "mask_bce": losses.mask_bce,
+        "mask_dice": losses.mask_dice,
+        "mask_focal": losses.mask_focal,
+        "mask_iou": lambda *a: losses.mask_iou(*a, grounding.quality),
+    }
+    for name, function in functions.items():
+        if getattr(weights, name):
+            value, before = share * function(grounding.mask_logits, target, valid), getattr(terms, name)
+            terms = replace(terms, **{name: value if before is None else before + value})
+    return terms
+
+
+def promptable(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
+    """Stage 0 of the grounder: masks from names, points and boxes (SAM's promptable task, arXiv 2304.02643)."""
+    if not len(batch.names):
+        return LossTerms()
+    features = model.grounder.encode(batch.sam_pixels, batch.letterboxes)
+    by_name = model.grounder.decode(features, batch.target_image, model.names(batch.name_ids))
+    terms = _with_masks(LossTerms(), by_name, batch, weights)
+    chosen = (torch.rand(len(batch.names), device=batch.target_present.device) < 2 * POINT_SHARE) & batch.target_present
+    index = chosen.nonzero().squeeze(1)
+    if len(index) < 2:
+        return terms
+    valid = valid_mask(batch.letterboxes, batch.target_masks.device)[batch.target_image]
+    halves = (index[: len(index) // 2], index[len(index) // 2 :])
+    masks = batch.target_masks
+    prompts = (_points(model, masks[halves[0]], valid[halves[0]]), model.grounder.prompt_boxes(_boxes(masks[halves[1]])))
+    for half, prompt in zip(halves, prompts, strict=True):
+        out = model.grounder.decode(features, batch.target_image[half], prompt)
+        share = len(half) / max(int(batch.target_present.sum()), 1)
+        terms = _mask_terms(terms, out, masks[half], valid[half], weights, share)
+    return terms
+
+
+def _points(model: MedPLIB, masks: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """One random point inside each mask (N, S, S) and one outside, as sparse prompts."""
+    inside = (masks >= 128) | (masks == masks.amax(dim=(1, 2), keepdim=True))
+    outside = valid & (masks == 0)
+    outside = torch.where(outside.any(dim=2).any(dim=1)[:, None, None], outside, valid)
+    picks = torch.stack([torch.multinomial(where.flatten(1).float(), 1).squeeze(1) for where in (inside, outside)], dim=1)
+    size = masks.shape[-1]
+    points = torch.stack([picks % size, picks // size], dim=-1).float()
+    labels = torch.tensor([1, 0], device=masks.device).expand(len(masks), 2)
+    return model.grounder.prompt_points(points, labels)
+
+
+def _boxes(masks: torch.Tensor) -> torch.Tensor:
+    """Bounding boxes (N, 4) xyxy in pixels of masks (N, S, S), each side moved at random by up to a tenth of the box."""
+    inside = masks > 0
+    size = masks.shape[-1]
+    grid = torch.arange(size, device=masks.device)
+    low_high = []
+    for axis in (1, 2):  # any over rows gives the columns (x), over columns the rows (y)
+        along = inside.any(dim=axis)
+        low_high.append((torch.where(along, grid, size).amin(dim=1), torch.where(along, grid, -1).amax(dim=1) + 1))
+    (x0, x1), (y0, y1) = low_high
+    boxes = torch.stack([x0, y0, x1, y1], dim=1).float()
+    extent = torch.stack([x1 - x0, y1 - y0, x1 - x0, y1 - y0], dim=1).float()
+    return (boxes + (torch.rand_like(boxes) * 2 - 1) * 0.1 * extent).clamp(0, size)
+
+
+def contrastive(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
+    """Stage 0 of the vision encoder: captions against images, names against patches; the text tower is the language model, which also
+    learns to predict the text alone.
+    """
+    features = model.vision(batch.vision_pixels)
+    terms = LossTerms(lm=_text_loss(model, batch))
+    captions, rows = _captions(batch)
+    if len(rows) > 1:
+        ids, mask = captions
+        duplicate = (ids[:, None] == ids[None]).all(dim=-1)
+        terms = replace(terms, contrastive=model.contrast.image_text_loss(features[rows], _text_states(model, ids, mask), duplicate))
+    if len(batch.names):
+        unique, inverse = torch.unique(batch.name_ids, dim=0, return_inverse=True)
+        states = _text_states(model, unique.clamp(min=0), unique >= 0)[inverse]
+        logits = model.contrast.patch_logits(features[batch.target_image], states)
+        coverage = functional.adaptive_avg_pool2d(_on_vision_canvas(batch), logits.shape[-1])
+        terms = replace(terms, patch_name=_patch_loss(logits, coverage, batch.target_present))
+    return terms
+
+
+def _patch_loss(logits: torch.Tensor, coverage: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """Sigmoid cross-entropy per patch against how much of it the target covers; small things count as much as large ones."""
+    soft = (coverage * 2).clamp(max=1)  # a patch that is half covered shows it
+    loss = functional.binary_cross_entropy_with_logits(logits, soft, reduction="none").flatten(1)
+    weight = soft.flatten(1)
+    inside = (loss * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-3)
+    outside = (loss * (1 - weight)).sum(dim=1) / (1 - weight).sum(dim=1).clamp(min=1e-3)
+    return (outside + torch.where(present, inside, torch.zeros_like(inside))).mean()
+
+
+def _on_vision_canvas(batch: Batch) -> torch.Tensor:
+    """Target masks (N, S, S) as fractions. Both branches letterbox alike, so the square is the same up to its size."""
+    return batch.target_masks.float() / 255
+
+
+def _captions(batch: Batch) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Token ids (K, Lc) and mask of the answers of caption conversations, and the image of each (single-image samples)."""
+    texts, rows = [], []
+    for row, records in enumerate(batch.records):
+        for number, record in enumerate(records, 1):
+            if record.meta.task == "caption":
+                here = (batch.segments[row] == number) & (batch.labels[row] != IGNORE_LABEL)
+                texts.append(batch.labels[row][here])
+                rows.append(row)
+    device = batch.input_ids.device
+    if not texts:
+        return (batch.input_ids[:0], batch.attention_mask[:0]), torch.zeros(0, dtype=torch.int64, device=device)
+    mask = pad_sequence([torch.ones_like(t, dtype=torch.bool) for t in texts], batch_first=True)
+    return (pad_sequence(texts, batch_first=True), mask), torch.tensor(rows, device=device)
+
+
+def _text_states(model: MedPLIB, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Last hidden state of right-padded texts (K, Lt) -> (K, D), at their last token."""
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    visible = prefix_mask(mask, torch.zeros_like(ids))
+    hidden = model.language.hidden(model.language.embed(ids), mask=visible, positions=positions, token_mask=mask)
+    return hidden[torch.arange(len(ids), device=ids.device), mask.sum(dim=1) - 1]
+
+
+def _text_loss(model: MedPLIB, batch: Batch) -> torch.Tensor:
+    """Next-token cross-entropy of the conversations without their images (which nobody can see)."""
+    text = batch.attention_mask & (batch.input_ids != IMAGE_PLACEHOLDER)
+    hidden = model.language.hidden(
+        model.language.embed(batch.input_ids),
+        mask=prefix_mask(text, batch.segments),
+        positions=batch.positions,
+        token_mask=text,
+    )
+    following = batch.input_ids[:, 1:]
+    known = text[:, :-1] & text[:, 1:] & (following >= 0) & (batch.segments[:, 1:] > 0)
+    known &= batch.segments[:, :-1] == batch.segments[:, 1:]
+    return functional.cross_entropy(model.language.logits(hidden[:, :-1][known]), following[known])
+
+
+OBJECTIVES: dict[str, Objective] = {"conversation": conversation, "promptable": promptable, "contrastive": contrastive}
