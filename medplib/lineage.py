@@ -37,9 +37,10 @@ class SourceStamp:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What lineage.json says. `run_sha256` is the hash of the configuration that was run; `parents`: role (base, part:grounder, expert:vl, token_rows) -> the parent's lineage and weight hash.
+    """What lineage.json says; `run_sha256` is the hash of the configuration that was run.
 
-    `folder` of a parent is its name only: a checkpoint must not carry paths of the machine that made it.
+    `parents` maps a role (base, part:grounder, expert:vl, token_rows) to the parent's lineage with its weight hash. `folder` is only a
+    name: a checkpoint must not carry paths of the machine that made it.
     """
 
     stage: str

@@ -91,7 +91,14 @@ def _image(predictor, path: Path, question: str, prompts, out: Path) -> None:
             "presence": prediction.presence,
             "geometry": geometry,
             "masks": [
-                {"name": m.name, "file": name, "pixels": int(mask.sum()), "presence": m.presence, "quality": m.quality, "threshold": THRESHOLD}
+                {
+                    "name": m.name,
+                    "file": name,
+                    "pixels": int(mask.sum()),
+                    "presence": m.presence,
+                    "quality": m.quality,
+                    "threshold": THRESHOLD,
+                }
                 for name, (m, mask) in zip(names, masks, strict=True)
             ],
             "checkpoint_sha256": predictor.checkpoint.lineage.weights_sha256,

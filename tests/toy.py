@@ -51,9 +51,7 @@ def write_toy(root: Path, *, images: int = 12, seed: int = 0) -> dict[str, Path]
             path = f"masks/{stem}--{NAMES.index(name):04d}_000.png"
             cv2.imwrite(str(root / path), mask * 255)
             target = [{"name": name, "mask": path, "turn": 1}]
-            out["grounding"].append(
-                _record(index, stem, f"Segment the {name}.", f"<SEG><mask>{path}</mask>", "grounding", present, target)
-            )
+            out["grounding"].append(_record(index, stem, f"Segment the {name}.", f"<SEG><mask>{path}</mask>", "grounding", present, target))
             out["region"].append(_record(index, stem, f"What is in the area <region>{path}</region>?", name, "region", present, []))
         absent = next(n for n in NAMES if n not in masks)
         target = [{"name": absent, "mask": None, "turn": 1}]

@@ -26,6 +26,9 @@ from medplib.types import Template, Turn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+KNOWN_TEXTS = 100_000
+"""Texts whose tokens are kept."""
+
 _TAGS = re.compile(f"({re.escape(IMAGE_TAG)}|{re.escape(REGION_START + REGION_END)})")
 
 
@@ -58,10 +61,17 @@ class ConversationEncoder:
         self.seg_id, self.eos_id = special(SEG), tokenizer.eos_token_id
         self._image = [special(IMAGE_START), *[IMAGE_PLACEHOLDER] * image_tokens, special(IMAGE_END)]
         self._region = [special(REGION_START), REGION_PLACEHOLDER, special(REGION_END)]
+        self._known: dict[str, list[int]] = {}  # texts repeat (templates, names, answers), and a tokenizer call costs more than an image
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of plain text, without begin or end tokens."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        if not text:
+            return []
+        if text not in self._known:
+            if len(self._known) >= KNOWN_TEXTS:
+                self._known.clear()
+            self._known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._known[text]
 
     def name_ids(self, name: str) -> list[int]:
         """Token ids of a target's name as it stands inside a sentence (with the space before it)."""

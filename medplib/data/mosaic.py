@@ -20,8 +20,8 @@ def mosaic(left: Loaded, right: Loaded) -> Loaded | None:
     """
     height = max(left.images[0].shape[0], right.images[0].shape[0])
     sizes = [_scaled(half.images[0].shape[:2], height) for half in (left, right)]
-    image = np.concatenate([cv2.resize(h.images[0], s[::-1], interpolation=cv2.INTER_AREA) for h, s in zip((left, right), sizes, strict=True)],
-                           axis=1)  # fmt: skip
+    halves = zip((left, right), sizes, strict=True)
+    image = np.concatenate([cv2.resize(h.images[0], s[::-1], interpolation=cv2.INTER_AREA) for h, s in halves], axis=1)
     records, targets, regions = [], [], []
     for side, (half, other) in enumerate(((left, right), (right, left))):
         for record, masks, own_regions in zip(half.records, half.target_masks, half.region_masks, strict=True):

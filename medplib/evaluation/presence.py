@@ -6,10 +6,8 @@ probability of them. Arrays: scores and probabilities (N,), labels (N,) bool wit
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
@@ -17,7 +15,7 @@ from scipy.special import expit, log_expit
 
 from medplib.errors import InputError
 from medplib.evaluation.bootstrap import Bootstrap, Interval, cluster_codes
-from medplib.paths import atomic_path
+from medplib.inference.calibration import PresenceCalibration
 
 
 def auroc(scores_N: np.ndarray, labels_N: np.ndarray) -> float:
@@ -141,69 +139,6 @@ def fit_temperature(logits_N: np.ndarray, labels_N: np.ndarray) -> float:
     sign = np.where(labels, 1.0, -1.0)
     found = minimize_scalar(lambda t: -log_expit(sign * logits * np.exp(-t)).mean(), bounds=(np.log(0.01), np.log(100)), method="bounded")
     return float(np.exp(found.x))
-
-
-@dataclass(frozen=True)
-class PresenceCalibration:
-    """probability = sigmoid(weights . logits + bias); present when it is at least `threshold`. Says what it was fitted on.
-
-    Args:
-        names: what each logit is, in the order in which they are passed.
-        weights: non-negative, so that more evidence never lowers the probability.
-        bias: added to the weighted sum.
-        threshold: on the probability.
-        rule: how the threshold was chosen, in words.
-        present: validation cases with the target present.
-        absent: validation cases with it absent.
-    """
-
-    names: tuple[str, ...]
-    weights: tuple[float, ...]
-    bias: float
-    threshold: float
-    rule: str
-    present: int
-    absent: int
-
-    def probability(self, logits_NK: np.ndarray) -> np.ndarray:
-        """(N, K) logits in the order of `names` -> (N,) probabilities."""
-        return expit(np.asarray(logits_NK, np.float64) @ np.array(self.weights) + self.bias)
-
-    def save(self, path: Path) -> None:
-        """Write as JSON, atomically."""
-        with atomic_path(Path(path)) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
-    @staticmethod
-    def load(path: Path) -> PresenceCalibration:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: missing, not JSON, other fields, or numbers that are no calibration.
-        """
-        try:
-            stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(where=path, expected="a presence calibration in JSON", found=type(error).__name__) from None
-        expected = {f.name for f in fields(PresenceCalibration)}
-        if not isinstance(stored, dict) or stored.keys() != expected:
-            raise InputError(where=path, expected=f"the fields {sorted(expected)}", found=str(stored)[:80])
-        try:
-            loaded = PresenceCalibration(
-                names=tuple(str(name) for name in stored["names"]),
-                weights=tuple(float(weight) for weight in stored["weights"]),
-                bias=float(stored["bias"]),
-                threshold=float(stored["threshold"]),
-                rule=str(stored["rule"]),
-                present=int(stored["present"]),
-                absent=int(stored["absent"]),
-            )
-        except (TypeError, ValueError) as error:
-            raise InputError(where=path, expected="numbers in the fields of a calibration", found=str(error)) from None
-        numbers = np.array([*loaded.weights, loaded.bias, loaded.threshold])
-        if not np.isfinite(numbers).all() or len(loaded.names) != len(loaded.weights) or not loaded.names or min(loaded.weights) < 0:
-            raise InputError(where=path, expected="one finite weight >= 0 per name, finite bias and threshold", found=str(stored)[:120])
-        return loaded
 
 
 def fit_presence(logits_NK: np.ndarray, labels_N: np.ndarray, names: Sequence[str], *, max_fpr: float | None = None) -> PresenceCalibration:

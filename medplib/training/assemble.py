@@ -66,7 +66,8 @@ def _roles(stage: StageConfig) -> dict[str, Parent]:
 def _same_tokenizer(parents: dict[str, Checkpoint]) -> None:
     found = {role: parent.lineage.tokenizer_sha256 for role, parent in parents.items()}
     if len(set(found.values())) > 1:
-        raise InputError(where="stage.init", expected="parents with one tokenizer", found=", ".join(f"{r} {h[:8]}" for r, h in found.items()),
+        hashes = ", ".join(f"{role} {digest[:8]}" for role, digest in found.items())
+        raise InputError(where="stage.init", expected="parents with one tokenizer", found=hashes,
                          remedy="train all stages from the same tokenizer folder")  # fmt: skip
 
 

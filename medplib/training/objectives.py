@@ -20,7 +20,7 @@ from medplib.types import Batch, GroundingOutput, ModelOutput
 
 Objective = Callable[[MedPLIB, Batch, LossWeights], LossTerms]
 
-POINT_SHARE = 0.25
+POINT_SHARE = 0.1
 """Promptable stage: every target is prompted by name; this share of the present ones by points, and as many by a box."""
 
 
