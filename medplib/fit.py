@@ -18,10 +18,8 @@ log = logging.getLogger("medplib.fit")
 def _quieten() -> None:
     """Keep the screen for progress, figures and errors."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", message=".*(num_workers|does not have many workers|sync_dist|litlogger|isinstance).*")
+    warnings.filterwarnings("ignore", message=".*(num_workers|many workers|LightningCLI's args|number of training batches).*")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("lightning.pytorch", "lightning.fabric", "albumentations"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _cli(arguments: list[str] | None):
@@ -30,6 +28,9 @@ def _cli(arguments: list[str] | None):
 
     from medplib.data.datamodule import DataModule
     from medplib.training.module import StageModule
+
+    for name in ("lightning.pytorch", "lightning.fabric"):  # importing it set them to talk
+        logging.getLogger(name).setLevel(logging.WARNING)
 
     class StageCLI(LightningCLI):
         """Adds what belongs to a run, not to a model, its data or its trainer."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -88,7 +89,7 @@ def evaluate_records(
         out: folder for predictions.jsonl, grounding.jsonl and text.jsonl; what it already holds of the same run is not asked again.
         viewer: is shown every image and prediction (galleries).
     """
-    cache = FileCache(256)
+    cache, records = FileCache(256), with_unique_ids(records)
     store = None if out is None else _Store(out, _run_key(predictor, records, options))
     results = Results() if store is None else store.results
     done = {answer.record for answer in results.answers}
@@ -113,6 +114,16 @@ def evaluate_records(
     for scores in (results.answers, results.grounding, results.text):
         scores.sort(key=lambda score: order[score.record])
     return results
+
+
+def with_unique_ids(records: Sequence[Record]) -> list[Record]:
+    """The records with repeated ids numbered: published files use one id for several questions about an image."""
+    seen: Counter[str] = Counter()
+    out = []
+    for record in records:
+        seen[record.id] += 1
+        out.append(record if seen[record.id] == 1 else replace(record, id=f"{record.id}~{seen[record.id]}"))
+    return out
 
 
 def _chunks(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:

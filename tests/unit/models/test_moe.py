@@ -1,0 +1,77 @@
+"""The mixture of experts: forcing, renormalised and probability gates, padding, gradients, balance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from medplib.errors import InputError
+from medplib.models.moe import MoEConfig, MoEMLP, Routing, forced_expert, load_balancing_loss
+
+NAMES = ("a", "b", "c")
+
+
+def _layer(top_k: int = 1, gate: str = "renormalised") -> tuple[MoEMLP, Routing]:
+    torch.manual_seed(0)
+    routing = Routing()
+    experts = {name: nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 8)) for name in NAMES}
+    layer = MoEMLP(experts=experts, config=MoEConfig(experts=NAMES, top_k=top_k, gate=gate), width=8, routing=routing)
+    nn.init.normal_(layer.router.weight, std=1.0)
+    return layer, routing
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+@pytest.mark.parametrize("gate", ["renormalised", "probability"])
+def test_equals_the_dense_definition(top_k: int, gate: str) -> None:
+    layer, routing = _layer(top_k, gate)
+    x = torch.randn(2, 5, 8)
+    routing.start(None)
+    found = layer(x)
+    probs = (x @ layer.router.weight.T).softmax(-1)
+    weight, chosen = probs.topk(top_k, dim=-1)
+    if gate == "renormalised":
+        weight = weight / weight.sum(-1, keepdim=True)
+    dense = torch.stack([expert(x) for expert in layer.experts.values()], dim=-2)
+    wanted = (torch.gather(dense, 2, chosen[..., None].expand(*chosen.shape, 8)) * weight[..., None]).sum(2)
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
+def test_padding_is_not_routed_and_gets_nothing() -> None:
+    layer, routing = _layer()
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    routing.start(mask)
+    out = layer(torch.randn(2, 3, 8))
+    assert torch.equal(out[~mask], torch.zeros(3, 8))
+    assert routing.stats().chosen.shape == (1, 3, 1)
+
+
+def test_forcing_is_the_expert_itself() -> None:
+    layer, routing = _layer()
+    x = torch.randn(1, 4, 8)
+    with forced_expert(routing, NAMES, "b"):
+        routing.start(None)
+        assert torch.equal(layer(x), layer.experts["b"](x))
+        assert routing.stats() is None
+    assert routing.forced is None
+    with pytest.raises(InputError, match="one of a, b, c"), forced_expert(routing, NAMES, "z"):
+        pass
+
+
+@pytest.mark.parametrize("gate", ["renormalised", "probability"])
+def test_router_and_every_expert_get_gradients(gate: str) -> None:
+    layer, routing = _layer(1, gate)
+    layer.train()
+    routing.start(None)
+    layer(torch.randn(1, 2, 8)).square().sum().backward()  # two tokens: at least one expert is not chosen
+    assert layer.router.weight.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in layer.experts.parameters())
+
+
+def test_load_balancing_loss() -> None:
+    from medplib.types import RouterStats
+
+    even = RouterStats(torch.full((1, 4, 2), 0.5), torch.tensor([[[0], [1], [0], [1]]]))
+    skewed = RouterStats(torch.tensor([[[1.0, 0.0]] * 4]), torch.zeros(1, 4, 1, dtype=torch.int64))
+    assert float(load_balancing_loss(even)) == pytest.approx(1.0)
+    assert float(load_balancing_loss(skewed)) == pytest.approx(2.0)
