@@ -4,6 +4,8 @@ import os
 
 # albumentations asks its server for a newer version at import; a medical tool does not call home.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# numpy's matrix products here are small; threads of its own would only fight with torch's for the cores (measured: 50 times slower).
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from medplib import compat  # noqa: F401  (must precede anything that imports torchvision)
 

@@ -83,8 +83,10 @@ def _cli(arguments: list[str] | None):
 
 
 def _fingerprint(config) -> str:
-    """SHA-256 of what decides the result: stage, data, number of steps."""
+    """SHA-256 of what decides the weights: stage, training data, number of steps."""
     plain = json.loads(json.dumps(config.as_dict(), default=str))
+    for watching in ("val", "val_limit", "workers", "cache_mb"):
+        plain["data"].pop(watching, None)
     trainer = {k: plain["trainer"].get(k) for k in ("max_steps", "max_epochs", "precision", "accumulate_grad_batches")}
     return hashlib.sha256(json.dumps([plain["model"], plain["data"], trainer], sort_keys=True).encode()).hexdigest()
 

@@ -82,7 +82,7 @@ def _image(predictor, path: Path, question: str, prompts, out: Path) -> None:
         for name, (_, mask) in zip(names, masks, strict=True):
             write_mask_nifti_2d(mask, image.geometry, folder / name)
         write_png(overlay_masks(image.pixels, [(m.name, mask) for m, mask in masks]), folder / "overlay.png")
-        geometry = "that of the input" if image.geometry.affine is not None else "identity: the input has no geometry"
+        geometry = "that of the input" if image.geometry.affine is not None else "identity (LPS, 1 mm): the input has no geometry"
         answer = {
             "image": path.name,
             "question": question,

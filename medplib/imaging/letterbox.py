@@ -95,7 +95,7 @@ def _cover(mask: np.ndarray, size: int, cells: int) -> np.ndarray:
     return _separable(rows, mask, columns)
 
 
-@lru_cache(maxsize=16)  # images of one data set share few sizes; one matrix is at most a few megabytes
+@lru_cache(maxsize=128)  # images of one data set share sizes; one matrix is at most a few megabytes
 def _overlap(start: float, extent: float, sources: int, target_extent: float, targets: int) -> np.ndarray:
     """Which part of each target interval every source interval covers.
 
