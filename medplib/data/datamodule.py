@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from medplib.data.augment import AugmentConfig
 from medplib.data.collate import Collator
-from medplib.data.dataset import DrawConfig, RecordSet, StreamSampler, TrainingSet
+from medplib.data.dataset import DrawConfig, RecordSet, StreamSampler, TrainingSet, spread
 from medplib.data.encode import InputSpec, SampleEncoder
 from medplib.data.sources import read_records
 from medplib.errors import InputError
@@ -31,7 +31,7 @@ class DataModule(L.LightningDataModule):
         seed: of the training stream.
         workers: loader processes; 0 reads in the main process.
         cache_mb: decoded files kept in memory, per loader process.
-        val_limit: at most so many validation records, taken evenly from the files; 0 = all.
+        val_limit: at most so many validation records, drawn with a fixed seed; 0 = all.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class DataModule(L.LightningDataModule):
         self.workers, self.cache_mb = workers, cache_mb
         self.counts: dict[str, int] = {}
         self.train_records = self._read(train)
-        self.val_records = _thinned(self._read(val), val_limit)
+        self.val_records = spread(self._read(val), val_limit)
         self._encoder: SampleEncoder | None = None
 
     def _read(self, files: tuple[str, ...]) -> list[Record]:
@@ -102,10 +102,3 @@ class DataModule(L.LightningDataModule):
             persistent_workers=self.workers > 0,
             drop_last=drop_last,
         )
-
-
-def _thinned(records: list[Record], limit: int) -> list[Record]:
-    """At most `limit` records, evenly spaced, so that every file is represented."""
-    if not limit or len(records) <= limit:
-        return records
-    return [records[i * len(records) // limit] for i in range(limit)]

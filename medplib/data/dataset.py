@@ -177,3 +177,10 @@ class RecordSet(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         return self.encoder.encode(load_records((self.records[index],), self.cache))
+
+
+def spread(records: list[Record], limit: int) -> list[Record]:
+    """At most `limit` records in their order, drawn with a fixed seed (every k-th would pick the same kind of question); 0 = all."""
+    if not limit or len(records) <= limit:
+        return records
+    return [records[i] for i in sorted(np.random.default_rng(0).choice(len(records), size=limit, replace=False))]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from medplib.data.dataset import spread
 from medplib.data.prepare.mean_mask import mean_mask_dice
 from medplib.data.sources import read_records
-from medplib.errors import InputError
 from medplib.evaluation.bootstrap import Bootstrap
 from medplib.evaluation.controls import mosaic_control, shuffled_questions
 from medplib.evaluation.figures import Figure, NamedFigure, Rule, named, write_metrics
@@ -120,7 +119,10 @@ class Suite:
         results = self._ask(self.predictor, records, f"grounding_{name}", viewer=viewer)
         for protocol in PROTOCOLS:
             prefix = f"grounding.{name}" + ("" if protocol is STRICT else f".{protocol.name}")
-            self.figures += summarise_grounding(results.of(protocol), protocol, self.bootstrap).figures(prefix)
+            summary = summarise_grounding(results.of(protocol), protocol, self.bootstrap)
+            self.figures += summary.figures(prefix)
+            if protocol is STRICT and summary.absent is not None and name == next(iter(self.config.grounding)):
+                self.figures += named("grounding.absent", vars(summary.absent).items())
 
     def _vqa(self, name: str, records: list[Record], viewer: Viewer | None) -> None:
         summary = summarise_vqa(self._ask(self.predictor, records, name, viewer=viewer).text, self.bootstrap)
@@ -180,20 +182,3 @@ def stage_seconds(lineage: Lineage) -> list[NamedFigure]:
     visit(lineage)
     rule = Rule("wall time in seconds of building and training the stage", "lineage", "as recorded when the stage was written")
     return [NamedFigure(f"seconds.{name}", rule.plain(seconds, 1, "one run")) for name, seconds in found.items()]
-
-
-def spread(records: list[Record], limit: int) -> list[Record]:
-    """At most `limit` records, evenly spaced; all when it is 0."""
-    return records if not limit or len(records) <= limit else [records[i * len(records) // limit] for i in range(limit)]
-
-
-def load_metrics(path: Path) -> dict:
-    """A metrics.json as nested dictionaries.
-
-    Raises:
-        InputError: missing or not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(where=path, expected="a metrics.json", found=type(error).__name__) from None
