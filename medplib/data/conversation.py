@@ -108,7 +108,9 @@ class ConversationEncoder:
                 run.add(self.text_ids(self.template.gpt))
                 continue
             start = len(run.ids)
-            run.add([*self.text_ids(" " + turn.text.strip()), self.eos_id], supervised=True)
+            # No space of its own before <SEG>: it would be a token, and give away that <SEG> follows before the model decides.
+            answer = f" {turn.text.strip()}".replace(f" {SEG}", SEG)
+            run.add([*self.text_ids(answer), self.eos_id], supervised=True)
             run.answers.append((start, len(run.ids)))
         if open_ended and (not turns or turns[-1].role != "human"):
             raise ValueError("an open-ended conversation ends with a human turn")

@@ -147,7 +147,7 @@ class Predictor:
         *,
         with_fallback: bool,
     ) -> list[Prediction]:
-        texts = [self.tokenizer.decode(ids, skip_special_tokens=False).strip() for ids in out.ids]
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=False).replace(SEG, f" {SEG}").strip() for ids in out.ids]
         masks: list[list[MaskProbability]] = [[] for _ in texts]
         fallback: list[np.ndarray | None] = [None] * len(texts)
         if features is not None:

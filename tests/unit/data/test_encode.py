@@ -62,7 +62,17 @@ def test_deciding_states(answer: str, targets: list[Target], count: int) -> None
         assert following != IGNORE_LABEL
         assert (following == encoder.text.seg_id) == target.present
     supervised = sample.labels[sample.labels != IGNORE_LABEL].tolist()
-    assert supervised == [*encoder.text.text_ids(" " + answer), TOKENIZER.eos_token_id]
+    assert supervised == [*encoder.text.text_ids(f" {answer}".replace(" <SEG>", "<SEG>")), TOKENIZER.eos_token_id]
+
+
+def test_present_and_absent_are_decided_by_the_same_state() -> None:
+    """The state before the first answer token; a token between (a space) would tell what comes."""
+    encoder = SampleEncoder(tokenizer=TOKENIZER, spec=SPEC)
+    present = encoder.encode(_loaded(("Segment the liver.", "<SEG>"), targets=[_present("liver")]))
+    absent = encoder.encode(_loaded(("Segment the liver.", "There is no liver."), targets=[Target("liver", None)]))
+    opened = SampleEncoder(tokenizer=TOKENIZER, spec=SPEC, open_ended=True)
+    asked = opened.encode(_loaded(("Segment the liver.", "<SEG>"), targets=[_present("liver")]))
+    assert present.targets[0].position == absent.targets[0].position == len(asked.input_ids) - 1
 
 
 def test_answer_with_a_colon_does_not_move_the_labels() -> None:
