@@ -116,11 +116,6 @@ def _up_to_date(config, fingerprint: str) -> bool:
 def main(arguments: list[str] | None = None) -> None:
     """Parse, train, write the checkpoint folder of the stage."""
     _quieten()
-    import torch
-
-    # Values below 1e-38 (decayed Adam moments, saturated sigmoids) make x86 arithmetic many times slower and mean nothing here. Set before
-    # the first parallel region, because threads inherit it.
-    torch.set_flush_denormal(True)
     cli = _cli(arguments)
     if cli.done:
         log.info("stage '%s' is up to date: %s", cli.config.model.stage.name, cli.config.model.stage.output)
@@ -141,5 +136,15 @@ def main(arguments: list[str] | None = None) -> None:
         log.info("wrote %s (%d steps, %.0f s)  %s", module.stage.output, lineage.steps, lineage.seconds, figures)
 
 
+def _command() -> None:
+    """The process of one stage."""
+    import torch
+
+    # Values below 1e-38 (decayed Adam moments, saturated sigmoids) make x86 arithmetic many times slower and mean nothing here. Set before
+    # the first parallel region, because threads inherit it, and here only, because it holds for the whole process.
+    torch.set_flush_denormal(True)
+    main(sys.argv[1:])
+
+
 if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))
+    run_command(_command)
