@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import multiprocessing
 import os
 import shutil
@@ -26,7 +25,6 @@ from medplib.data.phantom.records import Conversation, dump
 from medplib.data.phantom.volumes import write_volumes
 from medplib.errors import InputError
 
-log = logging.getLogger(__name__)
 
 _TRAIN_FILES = ("alignment", "MeCoVQA-Complex", "MeCoVQA-Region", "MeCoVQA-Closed", "MeCoVQA-Grounding")
 _TEST_FILES = ("alignment", "MeCoVQA_Complex_VQA_test", "MeCoVQA_Region_VQA_test", "MeCoVQA_Closed_VQA_test", "MeCoVQA_Grounding_test")
@@ -43,6 +41,15 @@ class PhantomSummary:
     targets_absent: dict[str, dict[str, int]]
     masks: int
     volumes: int
+
+    def lines(self) -> list[str]:
+        """A line for each split, and one in all."""
+        rows = [
+            f"{split}: {sum(images.values())} images, {sum(self.questions[split].values())} questions; grounding targets "
+            f"{sum(self.targets_present[split].values())} present, {sum(self.targets_absent[split].values())} absent"
+            for split, images in self.images.items()
+        ]
+        return [*rows, f"{self.root}: {self.masks} masks, {self.volumes} volumes"]
 
 
 @dataclass(frozen=True)
@@ -191,5 +198,4 @@ def write_phantom(config: PhantomConfig, out: Path, workers: int = 2) -> Phantom
         about = {"config": asdict(config), "held_out": [list(triplet) for triplet in catalog.HELD_OUT]}
         counts = {key: value for key, value in asdict(summary).items() if key != "root"}
         _write_json(root / "phantom.json", json.dumps({**about, **counts}, indent=1) + "\n")
-    log.info("wrote %d images, %d masks and %d volumes to %s", len(cases), masks, len(volumes), out)
     return summary

@@ -10,13 +10,14 @@ _PLACE += r"(?:image|images|picture|scan|slice|photo|photograph|radiograph|x-ray
 _END = r"\s*(?:[.?!;].*)?$"
 _ARTICLE = r"(?:(?:the|a|an|all|any|every|each)\s+)*"
 _TEMPLATES = tuple(
-    re.compile(opening + _ARTICLE + r"(?P<name>\S.*?)" + _PLACE + _END, re.IGNORECASE | re.DOTALL)
-    for opening in (
-        r"\bsegment(?:s|ed|ing|ation)?\s+(?:out\s+)?(?:(?:mask\s+)?(?:of|for)\s+)?",
-        r"\bmasks?\s+(?:of|for|that\s+(?:shows|covers|marks|outlines))\s+",
-        r"\b(?:outline|delineate|mark|locate|highlight|find|show me)\s+",
-        r"\bwhere\s+(?:is|are)\s+",
-        r"\bwhat\s+(?:is|are)\s+",
+    re.compile(opening + _ARTICLE + r"(?P<name>\S.*?)" + closing + _PLACE + _END, re.IGNORECASE | re.DOTALL)
+    for opening, closing in (
+        (r"\bsegment(?:s|ed|ing|ation)?\s+(?:out\s+)?(?:(?:mask\s+)?(?:of|for)\s+)?", ""),
+        (r"\bmasks?\s+(?:of|for|that\s+(?:shows|covers|marks|outlines))\s+", ""),
+        (r"\bwhere\s+", r"\s+(?:is|are|lies|lie)(?:\s+located)?"),
+        (r"\b(?:outline|delineate|mark|locate|highlight|find|show me)\s+", ""),
+        (r"\bwhere\s+(?:is|are)\s+", ""),
+        (r"\bwhat\s+(?:is|are)\s+", ""),
     )
 )
 _POINTERS = {"mask", "masks", "it", "them", "this", "that", "these", "those", "one", "structure", "region", "image"}
