@@ -18,6 +18,7 @@ log = logging.getLogger("medplib.fit")
 def _quieten() -> None:
     """Keep the screen for progress, figures and errors."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*(num_workers|many workers|LightningCLI's args|number of training batches).*")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 

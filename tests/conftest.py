@@ -62,7 +62,11 @@ def _stage(name: str, out: Path, *, steps: int, train_files: list[Path], val: Pa
         "trainer": {
             "max_steps": steps,
             "accelerator": "cpu",
-            "logger": False,
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                "init_args": {"save_dir": str(out.parent), "name": "logs"},
+            },
+            "log_every_n_steps": 1,
             "enable_progress_bar": False,
             "check_val_every_n_epoch": None,
             "val_check_interval": steps,

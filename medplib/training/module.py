@@ -11,6 +11,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from medplib.errors import InputError
 from medplib.lineage import Lineage, SourceStamp, save_checkpoint, sha256_file
@@ -20,9 +21,10 @@ from medplib.training.assemble import TOKEN_TABLES, assemble
 from medplib.training.lora import add_lora, merge_lora
 from medplib.training.objectives import OBJECTIVES
 from medplib.training.parts import covers, part_of
+from medplib.training.previews import mask_previews
 from medplib.training.stage import StageConfig
 from medplib.training.validation import ValidationScores
-from medplib.types import Batch, InputSpec
+from medplib.types import Batch, GroundingOutput, InputSpec
 
 log = logging.getLogger("medplib.training")
 
@@ -43,7 +45,7 @@ class StageModule(L.LightningModule):
         if stage.lora is not None:
             add_lora(self.model.language, stage.lora)
         self.trained = self._choose_trained()
-        self.scores = ValidationScores()
+        self.scores, self.previewed = ValidationScores(), False
         self.started = time.perf_counter()
 
     def input_spec(self) -> InputSpec:
@@ -74,12 +76,18 @@ class StageModule(L.LightningModule):
         """AdamW with one group per learning rate; warm-up and decay over all steps."""
         o = self.stage.optim
         groups: dict[float, list] = defaultdict(list)
+        names: dict[float, list[str]] = {o.lr: ["all_else"]}
+        for part, lr in o.lr_by_part.items():
+            names.setdefault(lr, []).append(part)
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 fitting = [g for g in o.lr_by_part if covers(g, part_of(name))]
                 groups[o.lr_by_part[max(fitting, key=len)] if fitting else o.lr].append(parameter)
         optimizer = torch.optim.AdamW(
-            [{"params": p, "lr": lr} for lr, p in groups.items()], lr=o.lr, betas=o.betas, weight_decay=o.weight_decay
+            [{"params": p, "lr": lr, "name": "+".join(names[lr])} for lr, p in groups.items()],
+            lr=o.lr,
+            betas=o.betas,
+            weight_decay=o.weight_decay,
         )
         steps = int(self.trainer.estimated_stepping_batches)
         warm = max(1, int(o.warmup * steps))
@@ -114,6 +122,8 @@ class StageModule(L.LightningModule):
         total = terms.total(self.stage.losses)
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=len(batch.input_ids))
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.input_ids))
+        for group in self.trainer.optimizers[0].param_groups:
+            self.log(f"lr/{group['name']}", group["lr"])
         return total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -121,16 +131,29 @@ class StageModule(L.LightningModule):
         terms = self.objective(self.model, batch, self.stage.losses)
         self.scores.add_terms(terms, len(batch.input_ids))
         if self.stage.objective == "promptable":
-            self.scores.add_masks(batch, self.model.ground(batch, self.model.names(batch.name_ids)))
+            grounding = self.model.ground(batch, self.model.names(batch.name_ids))
+            self.scores.add_masks(batch, grounding)
         elif self.stage.objective == "conversation":
             out = self.model(batch, with_masks=self.stage.losses.needs_masks)
             self.scores.add_output(
                 batch, out, seg_id=self.tokenizer.convert_tokens_to_ids(SEG), expert_names=self.model.language.expert_names
             )
+            grounding = out.grounding
+        else:
+            return
+        if grounding is not None and not self.previewed:
+            self._log_previews(batch, grounding)
+
+    def _log_previews(self, batch: Batch, grounding: GroundingOutput) -> None:
+        """Show the first grounded batch of a validation run, where the logger takes images."""
+        self.previewed = True
+        sheet = mask_previews(batch, grounding)
+        if sheet is not None and isinstance(self.logger, TensorBoardLogger):
+            self.logger.experiment.add_image("val/masks", sheet, self.global_step, dataformats="HWC")
 
     def on_validation_epoch_end(self) -> None:
         """Log what was gathered."""
-        figures = self.scores.finish()
+        figures, self.previewed = self.scores.finish(), False
         self.log_dict({f"val/{name}": value for name, value in figures.items()})
         self.val_figures = figures
         log.info("step %d  %s", self.global_step, "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import Trained
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medplib.data.collate import Collator
 from medplib.data.dataset import FileCache, load_records
@@ -98,6 +99,16 @@ def test_lineage_names_every_ancestor(trained: Trained) -> None:
         assert role in text
     assert "base <- vision0" in text
     assert str(trained.checkpoints) not in text
+
+
+def test_tensorboard_shows_terms_rates_router_and_masks(trained: Trained) -> None:
+    """Of the last stage: every loss term, learning rates by group, <SEG> rates, router shares by task, and pictures of masks."""
+    events = EventAccumulator(str(trained.checkpoints / "logs" / "version_5"))
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    expected = {"train/lm", "train/decision", "train/mask_dice", "train/router", "train/loss", "lr/all_else", "val/seg_rate_present"}
+    assert expected | {"val/router/grounding/vl", "val/router/grounding/grounding"} <= scalars
+    assert events.Tags()["images"] == ["val/masks"]
 
 
 def test_same_seed_same_weights(trained: Trained, tmp_path: Path) -> None:

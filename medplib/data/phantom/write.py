@@ -25,7 +25,6 @@ from medplib.data.phantom.records import Conversation, dump
 from medplib.data.phantom.volumes import write_volumes
 from medplib.errors import InputError
 
-
 _TRAIN_FILES = ("alignment", "MeCoVQA-Complex", "MeCoVQA-Region", "MeCoVQA-Closed", "MeCoVQA-Grounding")
 _TEST_FILES = ("alignment", "MeCoVQA_Complex_VQA_test", "MeCoVQA_Region_VQA_test", "MeCoVQA_Closed_VQA_test", "MeCoVQA_Grounding_test")
 
