@@ -12,20 +12,26 @@ say "built-in data"
 [ -d data/phantom_tokenizer ] || python -m medplib.prepare tokenizer --out data/phantom_tokenizer --vocab_size 768 \
   --data "[data/phantom/train/alignment.json,data/phantom/train/MeCoVQA-Grounding.json,data/phantom/train/MeCoVQA-Closed.json,data/phantom/train/MeCoVQA-Region.json,data/phantom/train/MeCoVQA-Complex.json]"
 
-say "stage 0: vision encoder and grounder, one core each"
-mkdir -p runs/demo
-OMP_NUM_THREADS=1 python -m medplib.fit --config configs/demo/stage0_vision.yaml --if_finished skip \
-  --trainer.enable_progress_bar false > runs/demo/stage0_vision.log 2>&1 &
-vision=$!
-trap 'kill $vision 2>/dev/null || true' EXIT
-OMP_NUM_THREADS=1 python -m medplib.fit --config configs/demo/stage0_grounder.yaml --if_finished skip
-wait $vision || { tail -3 runs/demo/stage0_vision.log >&2; exit 2; }
-trap - EXIT
-tail -1 runs/demo/stage0_vision.log
+fit() { python -m medplib.fit --config "configs/demo/$1.yaml" --if_finished skip "${@:2}"; }
 
-for stage in stage1_align stage2_vl stage3_grounding stage4_moe; do
+say "stage 0: image encoder"
+fit stage0_dense
+
+say "one core each: the grounder (stage 0), and the language side (stage 0, I, II; runs/demo/language.log)"
+mkdir -p runs/demo
+export threads=$OMP_NUM_THREADS OMP_NUM_THREADS=1
+(for stage in stage0_vision stage1_align stage2_vl; do fit $stage --trainer.enable_progress_bar false; done) > runs/demo/language.log 2>&1 &
+language=$!
+trap 'kill $language 2>/dev/null || true' EXIT
+fit stage0_grounder
+wait $language || { tail -3 runs/demo/language.log >&2; exit 2; }
+trap - EXIT
+grep "^wrote\|up to date" runs/demo/language.log
+
+export OMP_NUM_THREADS=$threads
+for stage in stage3_grounding stage4_moe; do
   say "$stage"
-  python -m medplib.fit --config configs/demo/$stage.yaml --if_finished skip
+  fit $stage
 done
 
 say "evaluation and controls"

@@ -39,6 +39,8 @@ _GROUNDER = {
         "subpixel": True,
         "presence_head": True,
         "presence_detached": False,
+        "upscaled_width": 8,
+        "prompt_skip": True,
     },
 }
 
@@ -76,22 +78,32 @@ def _stage(name: str, out: Path, *, steps: int, train_files: list[Path], val: Pa
 
 def stage_configs(data: dict[str, Path], tokenizer: Path, out: Path) -> dict[str, dict]:
     """The six stages at toy size, in order."""
-    parent = {name: {"path": str(out / name), "stage": name} for name in ("vision0", "grounder0", "align", "vl_expert", "grounding_expert")}
+    names = ("dense0", "vision0", "grounder0", "align", "vl_expert", "grounding_expert")
+    parent = {name: {"path": str(out / name), "stage": name} for name in names}
     no_masks = {"mask_bce": 0, "mask_dice": 0}
     everything = [data[k] for k in ("caption", "vqa_closed", "region", "grounding")]
     scratch = {"tokenizer": str(tokenizer)}
     return {
+        "dense0": _stage(
+            "dense0", out / "dense0", steps=4, train_files=[data["grounding"]], val=data["grounding"], objective="dense",
+            model={**_SIZES, "grounder": _GROUNDER, "name_prompts": True, "seg_projector_norm": True}, **scratch,
+            init={"fresh": ["vision", "projector", "region", "language", "grounder", "names", "seg_projector"]},
+            train=["grounder.image_encoder", "grounder.mask_decoder", "grounder.presence", "names"], losses={"lm": 0, "presence": 0.3},
+            optim={"muon": ["grounder.image_encoder"]},
+        ),
         "vision0": _stage(
             "vision0", out / "vision0", steps=4, train_files=[data["caption"], data["grounding"]], val=data["grounding"],
-            objective="contrastive", model={**_SIZES, "contrast_width": 24}, **scratch,
-            init={"fresh": ["vision", "projector", "region", "language", "contrast"]}, train=["vision", "language", "contrast"],
-            losses={"contrastive": 1.0, "patch_name": 1.0, **no_masks},
+            objective="contrastive", **scratch,
+            model={**_SIZES, "vision": {"kind": "grounder", "image_size": 64, "grid": 8, "width": 24}, "contrast_width": 24},
+            init={
+                "parts": {"vision": {**parent["dense0"], "part": "grounder"}},
+                "fresh": ["vision.fuse", "projector", "region", "language", "contrast"],
+            },
+            train=["vision.fuse", "language", "contrast"], losses={"contrastive": 1.0, "patch_name": 1.0, **no_masks},
         ),
         "grounder0": _stage(
             "grounder0", out / "grounder0", steps=6, train_files=[data["grounding"]], val=data["grounding"], objective="promptable",
-            model={**_SIZES, "grounder": _GROUNDER, "name_prompts": True, "seg_projector_norm": True}, **scratch,
-            init={"fresh": ["vision", "projector", "region", "language", "grounder", "names", "seg_projector"]},
-            train=["grounder", "names"], losses={"lm": 0, "presence": 0.3, "mask_iou": 0.3},
+            init={"base": parent["dense0"]}, train=["grounder", "names"], losses={"lm": 0, "presence": 0.3, "mask_iou": 0.3},
         ),
         "align": _stage(
             "align", out / "align", steps=2, train_files=[data["caption"]], val=data["caption"], init={"base": parent["vision0"]},

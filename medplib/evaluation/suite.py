@@ -18,6 +18,7 @@ from medplib.evaluation.presence import fit_presence
 from medplib.evaluation.protocols import STRICT
 from medplib.evaluation.runner import PROTOCOLS, Results, RunOptions, Viewer, evaluate_records
 from medplib.evaluation.text import summarise_vqa
+from medplib.inference.calibration import PresenceCalibration
 from medplib.inference.predictor import CALIBRATION, Predictor
 from medplib.lineage import Lineage
 from medplib.types import Record
@@ -80,7 +81,7 @@ class Suite:
         self.bootstrap = Bootstrap(seed=config.seed)
         self.figures: list[NamedFigure] = []
         if config.calibrate:
-            self._calibrate()
+            self._calibration(Predictor(self.checkpoint, calibrated=False), "calibration").save(self.checkpoint / CALIBRATION)
         self.predictor = Predictor(self.checkpoint)
 
     def run(self, viewer: Viewer | None = None) -> list[NamedFigure]:
@@ -105,15 +106,14 @@ class Suite:
         options = RunOptions(batch_size=self.config.batch_size, with_image=with_image, progress=name)
         return evaluate_records(predictor, records, options, out=self.out / name, viewer=viewer)
 
-    def _calibrate(self) -> None:
-        """Fit the presence rule on validation questions that ask for one thing, and store it with the checkpoint."""
-        predictor = Predictor(self.checkpoint, calibrated=False)
+    def _calibration(self, predictor: Predictor, name: str) -> PresenceCalibration:
+        """The presence rule of a model, fitted on validation questions that ask for one thing."""
         records = [r for r in self._records(self.config.calibrate) if len(r.targets) == 1]
-        answers = self._ask(predictor, records, "calibration").answers
+        answers = self._ask(predictor, records, name).answers
         names = ["language model"] + (["presence head"] if answers[0].presence_logit is not None else [])
         logits = np.array([[a.lm_logit, a.presence_logit][: len(names)] for a in answers], np.float64)
         labels = np.array([bool(a.present) for a in answers])
-        fit_presence(logits, labels, names, max_fpr=self.config.max_false_positives).save(self.checkpoint / CALIBRATION)
+        return fit_presence(logits, labels, names, max_fpr=self.config.max_false_positives)
 
     def _grounding(self, name: str, records: list[Record], viewer: Viewer | None) -> None:
         results = self._ask(self.predictor, records, f"grounding_{name}", viewer=viewer)
@@ -158,7 +158,11 @@ class Suite:
         grounding, closed = spread(asked, c.experts), spread(closed, c.experts)
         rows = [("router", self.predictor)]
         rows += [(f"force_{name}", Predictor(self.checkpoint, expert=name)) for name in self.predictor.model.language.expert_names]
-        rows += [("grounding_parent", Predictor(c.grounding_parent, calibrated=False))] if c.grounding_parent else []
+        if c.grounding_parent:
+            parent = Predictor(c.grounding_parent, calibrated=False)
+            if self.config.calibrate:  # by its own rule of the same kind, or the comparison would be one of thresholds
+                parent.calibration = self._calibration(parent, "calibration_grounding_parent")
+            rows.append(("grounding_parent", parent))
         rows += [("vl_parent", Predictor(c.vl_parent, calibrated=False))] if c.vl_parent else []
         for name, predictor in rows:
             items: list[tuple[str, Figure | None]] = []

@@ -41,6 +41,8 @@ class DecoderConfig:
 
     `multimask_outputs` extra mask tokens exist in published weights and are not used by text prompts: 0 when training from scratch.
     `high_resolution` adds the encoder's skips while upscaling (needs a conv encoder). `subpixel` doubles the resolution of the logits.
+    `upscaled_width` channels at the finest level, twice as many at the one before; 0 = C/8 and C/4 as published. `prompt_skip` adds the
+    prompt to the mask token before the hypernetwork, so that the transformer only has to correct what the prompt alone says.
     `presence_head` scores whether the prompted thing is there; with `presence_detached` its loss does not reach the rest.
     """
 
@@ -50,6 +52,8 @@ class DecoderConfig:
     multimask_outputs: int = 3
     high_resolution: bool = False
     subpixel: bool = False
+    upscaled_width: int = 0
+    prompt_skip: bool = False
     presence_head: bool = False
     presence_detached: bool = True
 
@@ -125,8 +129,9 @@ class GrounderConfig:
             raise _error("embed_dim", f"a multiple of 8 whose half {decoder.heads} heads divide", str(self.embed_dim))
         if decoder.high_resolution and self.kind == "sam":
             raise _error("decoder.high_resolution", "false with kind 'sam'", "true", "only the conv encoder has fine features")
-        if decoder.subpixel and not decoder.high_resolution:
-            raise _error("decoder.subpixel", "high_resolution as well", "high_resolution false", "set decoder.high_resolution to true")
+        for option in ("subpixel", "upscaled_width", "prompt_skip"):
+            if getattr(decoder, option) and not decoder.high_resolution:
+                raise _error(f"decoder.{option}", "high_resolution as well", "high_resolution false", "set decoder.high_resolution to true")
 
 
 def _error(option: str, expected: str, found: str, remedy: str = "") -> InputError:

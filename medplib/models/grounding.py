@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling.mask_decoder import MLP
 from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from torch import nn
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ from medplib.models.config_grounding import GrounderConfig
 from medplib.models.conv_encoder import build_conv_encoder
 from medplib.models.features import ImageFeatures
 from medplib.models.geometry import unpad_resize, valid_mask
-from medplib.models.mask_decoder import DecodedMasks, HighResUpscaling, PresenceHead, decode_pairs
+from medplib.models.mask_decoder import DecodedMasks, HighResUpscaling, PresenceHead, decode_pairs, evidence
 from medplib.models.name_prompt import NamePromptEncoder
 from medplib.models.sam import build_sam_encoder
 from medplib.types import GroundingOutput, Letterbox
@@ -78,6 +79,7 @@ class PixelGrounder(nn.Module):
         normaliser: of the pixels.
         upscaling: high-resolution upscaling for encoders with skips.
         presence: presence head, None to give no presence logit.
+        prompt_skip: the hypernetwork also sees the prompt.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class PixelGrounder(nn.Module):
         normaliser: PixelNormaliser,
         upscaling: HighResUpscaling | None = None,
         presence: PresenceHead | None = None,
+        prompt_skip: bool = False,
     ) -> None:
         super().__init__()
         self.image_encoder = image_encoder
@@ -97,6 +100,7 @@ class PixelGrounder(nn.Module):
         self.normaliser = normaliser
         self.upscaling = upscaling
         self.presence = presence
+        self.prompt_skip = prompt_skip
 
     @property
     def prompt_width(self) -> int:
@@ -123,13 +127,36 @@ class PixelGrounder(nn.Module):
         sparse = prompts[:, None] if prompts.dim() == 2 else prompts
         masks = self.decode_tokens(features, image_index, sparse, dense, masks=1)
         low_res = masks.logits[:, 0]
-        size = self.prompt_encoder.input_image_size
-        full = F.interpolate(low_res[:, None], size=size, mode="bilinear", align_corners=False)[:, 0] if len(low_res) else None
         presence = None
         if self.presence is not None:
             pooled = features.embedding.mean(dim=(2, 3)).index_select(0, image_index)
             presence = self.presence(masks, sparse.mean(dim=1).to(pooled.dtype), pooled).float()
-        return GroundingOutput(low_res, low_res.new_zeros(0, *size) if full is None else full, masks.quality[:, 0].float(), presence)
+        return GroundingOutput(low_res, self._full_size(low_res), masks.quality[:, 0].float(), presence)
+
+    def decode_directly(self, features: ImageFeatures, image_index: torch.Tensor, prompts: torch.Tensor) -> GroundingOutput:
+        """The decoder without its transformer: hypernetwork of the prompt times the upscaled features of the image.
+
+        Everything spatial is computed once per image, so many names per image cost little and the encoder learns fast; afterwards the
+        whole decoder starts from here (docs/experiments.md). Quality is zero, presence is the evidence of the mask.
+
+        Args:
+            features: of I images, from an encoder with skips.
+            image_index: (N,) int64.
+            prompts: (N, C).
+        """
+        every = torch.arange(len(features.embedding), device=image_index.device)
+        upscaled = self.upscaling(features.embedding, features.skips, every)
+        hyper = self.mask_decoder.output_hypernetworks_mlps[0](prompts.to(upscaled.dtype))[:, None]
+        low_res = self.upscaling.product(hyper, upscaled.index_select(0, image_index))[:, 0].float()
+        presence = None if self.presence is None else self.presence.evidence_weight * evidence(low_res) + self.presence.head[-1].bias
+        return GroundingOutput(low_res, self._full_size(low_res), low_res.new_zeros(len(low_res)), presence)
+
+    def _full_size(self, low_res: torch.Tensor) -> torch.Tensor:
+        """(N, s, s) -> (N, S, S), bilinear."""
+        size = self.prompt_encoder.input_image_size
+        if not len(low_res):
+            return low_res.new_zeros(0, *size)
+        return F.interpolate(low_res[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
     def decode_tokens(
         self, features: ImageFeatures, image_index: torch.Tensor, sparse: torch.Tensor, dense: torch.Tensor | None, *, masks: int
@@ -147,6 +174,7 @@ class PixelGrounder(nn.Module):
             sparse=sparse.to(dtype),
             dense=dense.to(dtype),
             masks=masks,
+            prompt_skip=self.prompt_skip,
         )
 
     def prompt_points(self, points: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -176,8 +204,12 @@ def build_grounder(config: GrounderConfig) -> PixelGrounder:
     upscaling = None
     if decoder.high_resolution:
         skip_widths = (config.conv.widths[1], config.conv.widths[0])
-        upscaling = HighResUpscaling(config.embed_dim, skip_widths=skip_widths, subpixel=decoder.subpixel)
+        fine = decoder.upscaled_width or config.embed_dim // 8
+        upscaling = HighResUpscaling(config.embed_dim, fine=fine, skip_widths=skip_widths, subpixel=decoder.subpixel)
         mask_decoder.output_upscaling = nn.Identity()  # replaced: weights that never run would stall distributed training
+        mask_decoder.output_hypernetworks_mlps = nn.ModuleList(
+            MLP(config.embed_dim, config.embed_dim, fine, 3) for _ in range(mask_decoder.num_mask_tokens)
+        )
     return PixelGrounder(
         image_encoder=build_sam_encoder(config) if config.kind == "sam" else build_conv_encoder(config),
         prompt_encoder=_build_prompt_encoder(config),
@@ -185,6 +217,7 @@ def build_grounder(config: GrounderConfig) -> PixelGrounder:
         normaliser=PixelNormaliser(per_image=config.normalisation == "image"),
         upscaling=upscaling,
         presence=PresenceHead(config.embed_dim, detached=decoder.presence_detached) if decoder.presence_head else None,
+        prompt_skip=decoder.prompt_skip,
     )
 
 

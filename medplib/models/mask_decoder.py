@@ -20,6 +20,12 @@ EVIDENCE_SHARE = 0.006
 """Share of the mask's cells that make its evidence: about the area of the smallest thing worth asking for."""
 
 
+def evidence(logits_Nss: torch.Tensor) -> torch.Tensor:
+    """Mean of the highest logits of each mask (N,): its gradient raises the best place of a present target, lowers that of others."""
+    flat = logits_Nss.flatten(1)
+    return flat.topk(max(1, round(EVIDENCE_SHARE * flat.shape[1])), dim=1).values.mean(dim=1)
+
+
 @dataclass(frozen=True)
 class DecodedMasks:
     """K masks for each of N prompts, and the transformer's output tokens that speak of the first mask."""
@@ -39,13 +45,14 @@ class HighResUpscaling(nn.Module):
 
     Args:
         width: C, width of the image embedding.
+        fine: c, channels at the finest level, twice as many at the one before.
         skip_widths: channels of the skips, coarse to fine.
         subpixel: double the resolution of the logits.
     """
 
-    def __init__(self, width: int, *, skip_widths: tuple[int, int], subpixel: bool) -> None:
+    def __init__(self, width: int, *, fine: int, skip_widths: tuple[int, int], subpixel: bool) -> None:
         super().__init__()
-        middle, fine = width // 4, width // 8
+        middle = 2 * fine
         self.refine = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c_in, c_out, 1), ConvBlock(c_out, c_out))
             for c_in, c_out in zip(skip_widths, (middle, fine), strict=True)
@@ -59,7 +66,7 @@ class HighResUpscaling(nn.Module):
             self.subpixel.weight.data.copy_(torch.eye(fine).repeat(4, 1))
 
     def forward(self, source_NCgg: torch.Tensor, skips: tuple[torch.Tensor, ...], image_index: torch.Tensor) -> torch.Tensor:
-        """(N, C, g, g), skips of I images, (N,) -> (N, C/8, 4g, 4g)."""
+        """(N, C, g, g), skips of I images, (N,) -> (N, c, 4g, 4g)."""
         middle, fine = (refine(skip) for refine, skip in zip(self.refine, skips, strict=True))
         # No normalisation here and a cheap activation: the transformer's output and the refined skips are already normalised, and
         # everything in these two lines is paid per prompt at high resolution.
@@ -77,9 +84,9 @@ class HighResUpscaling(nn.Module):
 class PresenceHead(nn.Module):
     """Is the prompted thing in the image? The strongest mask logits, and an MLP on the decoder's tokens and prompt x pooled image.
 
-    The mean of the highest logits is the evidence of multiple-instance learning: its gradient raises the best place of a present target and
-    lowers the best place of an absent one, which teaches the mask itself to stay empty (docs/experiments.md). The product is there because
-    matching what was asked with what is shown is an interaction that an MLP on sums learns slowly.
+    The mean of the highest logits is the evidence of multiple-instance learning, which teaches the mask itself to stay empty where the
+    target is absent (docs/experiments.md). The product is there because matching what was asked with what is shown is an interaction that
+    an MLP on sums learns slowly.
 
     Args:
         width: C.
@@ -96,12 +103,11 @@ class PresenceHead(nn.Module):
 
     def forward(self, masks: DecodedMasks, prompt_NC: torch.Tensor, pooled_NC: torch.Tensor) -> torch.Tensor:
         """Output tokens, mean prompt token (N, C), mean image embedding (N, C) -> logit (N,)."""
-        logits = masks.logits[:, 0].flatten(1)
+        logits = masks.logits[:, 0]
         inputs = (masks.quality_token, masks.mask_token, prompt_NC, pooled_NC, logits)
         quality, mask, prompt, pooled, logits = (x.detach() for x in inputs) if self.detached else inputs
-        evidence = logits.topk(max(1, round(EVIDENCE_SHARE * logits.shape[1])), dim=1).values.mean(dim=1)
         learnt = self.head(torch.cat([quality, mask, self.asked(prompt) * self.shown(pooled)], dim=1)).squeeze(1)
-        return learnt + self.evidence_weight * evidence.to(learnt.dtype)
+        return learnt + self.evidence_weight * evidence(logits).to(learnt.dtype)
 
 
 def weighted_sum(weights_NKc: torch.Tensor, features_Ncss: torch.Tensor) -> torch.Tensor:
@@ -119,6 +125,7 @@ def decode_pairs(
     sparse: torch.Tensor,
     dense: torch.Tensor,
     masks: int = 1,
+    prompt_skip: bool = False,
 ) -> DecodedMasks:
     """Run the decoder on N (image, prompt) pairs; equal to the library's forward called pair by pair.
 
@@ -131,6 +138,7 @@ def decode_pairs(
         sparse: (N, T, C) prompt tokens.
         dense: (N, C, g, g) or anything that broadcasts to it, added to the image embedding.
         masks: K, how many mask tokens to decode; token 0 is the single-mask answer.
+        prompt_skip: add the mean prompt token to the mask tokens before the hypernetwork.
     """
     count = image_index.shape[0]
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
@@ -138,7 +146,8 @@ def decode_pairs(
     source = features.embedding.index_select(0, image_index) + dense
     states, source = decoder.transformer(source, image_pe, tokens)
     source = source.transpose(1, 2).unflatten(2, features.embedding.shape[2:])
-    hyper = torch.stack([decoder.output_hypernetworks_mlps[k](states[:, 1 + k]) for k in range(masks)], dim=1)
+    skip = sparse.mean(dim=1) if prompt_skip else 0.0
+    hyper = torch.stack([decoder.output_hypernetworks_mlps[k](states[:, 1 + k] + skip) for k in range(masks)], dim=1)
     if upscaling is None:
         logits = weighted_sum(hyper, decoder.output_upscaling(source))
     else:

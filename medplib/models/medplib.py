@@ -61,7 +61,7 @@ class MedPLIB(nn.Module):
 
     def embed(self, batch: Batch) -> torch.Tensor:
         """Inputs of the language model (B, L, D): word embeddings with image and region features in their places."""
-        features = self.vision(batch.vision_pixels)
+        features = self.vision(batch.vision_pixels, batch.letterboxes)
         embeds = self.language.embed(batch.input_ids)
         embeds = _place(embeds, batch.input_ids == IMAGE_PLACEHOLDER, self.projector(features))
         if len(batch.region_masks):

@@ -1,7 +1,8 @@
-"""The vision encoder: pixels -> a square grid of features. CLIP from transformers, or any timm model by name, frozen or trained."""
+"""The vision encoder: pixels -> a square grid of features. CLIP from transformers, any timm model by name, or a copy of the grounder's."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 from medplib.errors import InputError
+from medplib.models.config_grounding import GrounderConfig
+from medplib.models.conv_encoder import STATISTICS
+from medplib.models.grounding import build_grounder, valid_mask
+from medplib.types import Letterbox
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -20,7 +25,9 @@ class VisionConfig:
 
     Args:
         kind: "clip" = a CLIP vision tower of transformers (hidden state before the last layer, class token dropped, as the published
-            model); "timm" = a timm model: a transformer gives its patch tokens, a convolutional one the maps of `levels` on one grid.
+            model); "timm" = a timm model: a transformer gives its patch tokens, a convolutional one the maps of `levels` on one grid;
+            "grounder" = the convolutional encoder of `grounder` with its upscaling, so that weights learnt by drawing masks can be
+            copied: where no pretrained encoder can be had, a few minutes of dense supervision see more than image-text pairs do.
         name: timm model name, or for CLIP a local folder or hub id to take the sizes from (weights too when `pretrained`).
         image_size: side of the square input in pixels.
         grid: cells per side of the feature grid.
@@ -28,9 +35,10 @@ class VisionConfig:
         width: channels after that fusion.
         pretrained: load published weights (needs them on disk or a network).
         hf_config: CLIP configuration (JSON), written into checkpoints so that they load without `name`.
+        grounder: sizes of that encoder, for kind "grounder".
     """
 
-    kind: Literal["clip", "timm"] = "timm"
+    kind: Literal["clip", "timm", "grounder"] = "timm"
     name: str = "resnet10t"
     image_size: int = 96
     grid: int = 12
@@ -38,21 +46,35 @@ class VisionConfig:
     width: int = 128
     pretrained: bool = False
     hf_config: dict[str, Any] | None = None
+    grounder: GrounderConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.grounder is not None and (self.kind != "grounder" or self.grounder.image_size != self.image_size):
+            raise InputError(
+                where="model.vision.grounder",
+                expected=f"only with kind 'grounder', and of image_size {self.image_size}",
+                found=f"kind '{self.kind}', image_size {self.grounder.image_size}",
+            )
 
 
 class VisionEncoder(nn.Module):
-    """Pixels (I, 3, Sv, Sv) uint8 -> features (I, g, g, Dv), row-major from the top left. `width` is Dv."""
+    """Letterboxed pixels (I, 3, Sv, Sv) uint8 -> features (I, g, g, Dv), row-major from the top left. `width` is Dv."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.grid, self.image_size = config.grid, config.image_size
-        self.backbone = _Clip(config) if config.kind == "clip" else _timm(config)
+        self.backbone = {"clip": _Clip, "timm": _timm, "grounder": _Grounder}[config.kind](config)
         self.width = self.backbone.width
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """See the class; normalisation (CLIP mean and standard deviation) happens here, on the device."""
+    def forward(self, pixels: torch.Tensor, letterboxes: Sequence[Letterbox]) -> torch.Tensor:
+        """See the class; normalisation (CLIP mean and standard deviation, or the grounder's) happens here, on the device.
+
+        Only kind "grounder" tells padding from image, by the original sizes in the I letterboxes (of whatever square).
+        """
+        if isinstance(self.backbone, _Grounder):
+            return self.backbone(pixels, [Letterbox.fit(box.original_size, self.image_size) for box in letterboxes])
         return self.backbone((pixels.to(self.mean.dtype) / 255 - self.mean) / self.std)
 
     def hf_config(self) -> dict[str, Any] | None:
@@ -87,6 +109,34 @@ class _Clip(nn.Module):
         states = self.model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
         grid = int(states.shape[1] ** 0.5)
         return states.unflatten(1, (grid, grid))
+
+
+class _Grounder(nn.Module):
+    """The grounder's convolutional encoder and upscaling; embedding, fine features and raw intensities are fused per cell."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        if config.grounder is None or config.grounder.kind != "conv" or not config.grounder.decoder.high_resolution:
+            raise InputError(
+                where="model.vision.grounder",
+                expected="a grounder of kind 'conv' with decoder.high_resolution, for model.vision.kind 'grounder'",
+                found="none" if config.grounder is None else f"kind '{config.grounder.kind}'",
+            )
+        whole = build_grounder(config.grounder)
+        self.normaliser, self.image_encoder, self.upscaling = whole.normaliser, whole.image_encoder, whole.upscaling
+        self.grid, self.width = config.grid, config.width
+        fine = config.grounder.decoder.upscaled_width or config.grounder.embed_dim // 8
+        self.fuse = nn.Sequential(nn.Linear(config.grounder.embed_dim + fine + STATISTICS, config.width), nn.GELU())
+
+    def forward(self, pixels: torch.Tensor, letterboxes: Sequence[Letterbox]) -> torch.Tensor:
+        normal, statistics = self.normaliser(pixels, valid_mask(letterboxes, pixels.device))
+        features = self.image_encoder(normal.to(self.fuse[0].weight.dtype), statistics.to(self.fuse[0].weight.dtype))
+        fine = self.upscaling(features.embedding, features.skips, torch.arange(len(pixels), device=pixels.device))
+        size = (self.grid, self.grid)
+        coarse = functional.interpolate(features.embedding, size, mode="bilinear", align_corners=False)
+        cells = torch.cat([coarse, functional.adaptive_avg_pool2d(fine, size)], dim=1).permute(0, 2, 3, 1)
+        raw = features.statistics[:, None, None].expand(*cells.shape[:3], -1)
+        return self.fuse(torch.cat([cells, raw], dim=-1))
 
 
 def _timm(config: VisionConfig) -> nn.Module:

@@ -14,6 +14,7 @@ from medplib.lineage import TOKENIZER, Checkpoint, Lineage, load_checkpoint
 from medplib.models.build import ModelConfig, build_model
 from medplib.models.load import check_keys
 from medplib.models.medplib import MedPLIB
+from medplib.models.vision import VisionConfig
 from medplib.tokenizer import load_tokenizer
 from medplib.tokens import SEG
 from medplib.training.parts import covers, part_of
@@ -80,11 +81,20 @@ def _config(stage: StageConfig, base: Checkpoint | None, parents: dict[str, Chec
         other = from_dict(ModelConfig, parent.config["model"], where=f"{parent.folder}/config.json: model")
         if role == "part:grounder":
             config = replace(config, grounder=other.grounder, seg_projector_norm=other.seg_projector_norm)
+        elif role == "part:vision":
+            config = replace(config, vision=_vision(config.vision, other, stage.init.parts["vision"]))
         elif role == "part:names":
             config = replace(config, name_prompts=other.name_prompts)
         elif role == "part:contrast":
             config = replace(config, contrast_width=other.contrast_width)
     return config if stage.moe is None else replace(config, language=replace(config.language, moe=stage.moe))
+
+
+def _vision(config: VisionConfig, other: ModelConfig, parent: Parent) -> VisionConfig:
+    """Sizes of a vision encoder that comes from another checkpoint: its vision encoder, or a copy of its grounder's."""
+    if parent.part is None:
+        return other.vision
+    return replace(config, kind="grounder", grounder=other.grounder)
 
 
 def _resolved(config: ModelConfig, model: MedPLIB) -> ModelConfig:
@@ -105,10 +115,7 @@ def _collect(stage: StageConfig, base: Checkpoint | None, parents: dict[str, Che
     for role, parent in parents.items():
         kind, _, name = role.partition(":")
         if kind == "part":
-            found = parent.tensors(lambda key, part=name: covers(part, key))
-            if not found:
-                raise InputError(where=f"{role} {parent.folder}", expected=f"tensors of {name}", found="none")
-            state |= found
+            state |= _part(parent, name, stage.init.parts[name].part or name)
         elif kind == "expert":
             for key, tensor in parent.tensors(lambda key: bool(_MLP.match(key))).items():
                 prefix, rest = _MLP.match(key).groups()
@@ -120,6 +127,19 @@ def _collect(stage: StageConfig, base: Checkpoint | None, parents: dict[str, Che
                 state[table] = state[table].clone()
                 state[table][seg_row] = tensor[seg_row]
     return state
+
+
+def _part(parent: Checkpoint, name: str, there: str) -> dict[str, torch.Tensor]:
+    """The tensors of a part under their names here. A vision encoder of kind "grounder" takes what it has of a grounder."""
+    found = parent.tensors(lambda key: covers(there, key))
+    if (name, there) == ("vision", "grounder"):
+        kept = ("grounder.image_encoder.", "grounder.upscaling.")
+        found = {key.replace("grounder.", "vision.backbone.", 1): tensor for key, tensor in found.items() if key.startswith(kept)}
+    elif name != there:
+        raise InputError(where=f"stage.init.parts.{name}.part", expected="grounder, for the part vision; else nothing", found=there)
+    if not found:
+        raise InputError(where=f"part:{name} {parent.folder}", expected=f"tensors of {there}", found="none")
+    return found
 
 
 def _load(model: MedPLIB, state: dict[str, torch.Tensor], stage: StageConfig, config: ModelConfig) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +17,8 @@ from medplib.models.build import input_spec
 from medplib.tokens import SEG
 from medplib.training.assemble import TOKEN_TABLES, assemble
 from medplib.training.lora import add_lora, merge_lora
-from medplib.training.objectives import OBJECTIVES
+from medplib.training.objectives import OBJECTIVES, name_masks
+from medplib.training.optim import build_optimizer, rate_factor
 from medplib.training.parts import covers, part_of
 from medplib.training.previews import mask_previews
 from medplib.training.stage import StageConfig
@@ -73,32 +72,11 @@ class StageModule(L.LightningModule):
         return tuple(sorted(found))
 
     def configure_optimizers(self) -> dict:
-        """AdamW with one group per learning rate; warm-up and decay over all steps."""
-        o = self.stage.optim
-        groups: dict[float, list] = defaultdict(list)
-        names: dict[float, list[str]] = {o.lr: ["all_else"]}
-        for part, lr in o.lr_by_part.items():
-            names.setdefault(lr, []).append(part)
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                fitting = [g for g in o.lr_by_part if covers(g, part_of(name))]
-                groups[o.lr_by_part[max(fitting, key=len)] if fitting else o.lr].append(parameter)
-        optimizer = torch.optim.AdamW(
-            [{"params": p, "lr": lr, "name": "+".join(names[lr])} for lr, p in groups.items()],
-            lr=o.lr,
-            betas=o.betas,
-            weight_decay=o.weight_decay,
-        )
+        """One group per learning rate; warm-up and decay over all steps."""
+        parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        optimizer = build_optimizer(self.stage.optim, parameters)
         steps = int(self.trainer.estimated_stepping_batches)
-        warm = max(1, int(o.warmup * steps))
-
-        def factor(step: int) -> float:
-            if step < warm:
-                return (step + 1) / warm
-            left = max(0.0, (steps - step) / max(1, steps - warm))
-            return {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}[o.schedule]
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(self.stage.optim, step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
@@ -130,8 +108,8 @@ class StageModule(L.LightningModule):
         """Loss terms, and for conversations the rates at which `<SEG>` is predicted and how the router shares its tokens."""
         terms = self.objective(self.model, batch, self.stage.losses)
         self.scores.add_terms(terms, len(batch.input_ids))
-        if self.stage.objective == "promptable":
-            grounding = self.model.ground(batch, self.model.names(batch.name_ids))
+        if self.stage.objective in ("dense", "promptable"):
+            grounding = name_masks(self.model, batch, directly=self.stage.objective == "dense")
             self.scores.add_masks(batch, grounding)
         elif self.stage.objective == "conversation":
             out = self.model(batch, with_masks=self.stage.losses.needs_masks)

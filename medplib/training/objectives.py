@@ -20,8 +20,12 @@ from medplib.types import Batch, GroundingOutput, ModelOutput
 
 Objective = Callable[[MedPLIB, Batch, LossWeights], LossTerms]
 
-POINT_SHARE = 0.1
-"""Promptable stage: every target is prompted by name; this share of the present ones by points, and as many by a box."""
+POINT_STEPS = 0.25
+"""Promptable stage: every target is prompted by name in every step; in this share of the steps points and boxes come besides."""
+
+POINT_SHARE = 0.4
+"""In those steps, this share of the present targets is prompted by points and as many by a box. Few steps with many of them cost less time
+than many steps with few, because a call of the decoder has a price of its own."""
 
 
 def conversation(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
@@ -85,6 +89,20 @@ def _mask_terms(
     return terms
 
 
+def dense(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
+    """Stage 0 of the grounder, first part: masks from names without the decoder's transformer, see `PixelGrounder.decode_directly`."""
+    if not len(batch.names):
+        return LossTerms()
+    return _with_masks(LossTerms(), name_masks(model, batch, directly=True), batch, weights)
+
+
+def name_masks(model: MedPLIB, batch: Batch, *, directly: bool) -> GroundingOutput:
+    """Masks of the N targets of a batch, prompted by their names, with or (`directly`) without the decoder's transformer."""
+    features = model.grounder.encode(batch.sam_pixels, batch.letterboxes)
+    decode = model.grounder.decode_directly if directly else model.grounder.decode
+    return decode(features, batch.target_image, model.names(batch.name_ids))
+
+
 def promptable(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
     """Stage 0 of the grounder: masks from names, points and boxes (SAM's promptable task, arXiv 2304.02643)."""
     if not len(batch.names):
@@ -92,6 +110,8 @@ def promptable(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
     features = model.grounder.encode(batch.sam_pixels, batch.letterboxes)
     by_name = model.grounder.decode(features, batch.target_image, model.names(batch.name_ids))
     terms = _with_masks(LossTerms(), by_name, batch, weights)
+    if float(torch.rand(())) >= POINT_STEPS:
+        return terms
     chosen = (torch.rand(len(batch.names), device=batch.target_present.device) < 2 * POINT_SHARE) & batch.target_present
     index = chosen.nonzero().squeeze(1)
     if len(index) < 2:
@@ -138,7 +158,7 @@ def contrastive(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms
     """Stage 0 of the vision encoder: captions against images, names against patches; the text tower is the language model, which also
     learns to predict the text alone.
     """
-    features = model.vision(batch.vision_pixels)
+    features = model.vision(batch.vision_pixels, batch.letterboxes)
     terms = LossTerms(lm=_text_loss(model, batch))
     captions, rows = _captions(batch)
     if len(rows) > 1:
@@ -208,4 +228,4 @@ def _text_loss(model: MedPLIB, batch: Batch) -> torch.Tensor:
     return functional.cross_entropy(model.language.logits(hidden[:, :-1][known]), following[known])
 
 
-OBJECTIVES: dict[str, Objective] = {"conversation": conversation, "promptable": promptable, "contrastive": contrastive}
+OBJECTIVES: dict[str, Objective] = {"conversation": conversation, "dense": dense, "promptable": promptable, "contrastive": contrastive}

@@ -14,10 +14,11 @@ from medplib.training.parts import check_parts
 
 @dataclass(frozen=True)
 class Parent:
-    """A checkpoint folder and the stage that must have written it."""
+    """A checkpoint folder, the stage that must have written it and, for a part that has another name there, that name."""
 
     path: str
     stage: str
+    part: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,21 @@ class LoraOptions:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up and a decay to zero.
+    """AdamW, and Muon where asked for, with linear warm-up and a decay to zero.
 
     Args:
         lr: learning rate of everything that `lr_by_part` does not name (part or group -> rate).
         betas, weight_decay, grad_clip: as usual; biases and norms are decayed too, as published.
         warmup: fraction of all steps.
+        muon: parts whose weight matrices and convolutions follow Muon (see training/optim.py) instead of AdamW.
+        muon_lr: learning rate of those, whatever `lr_by_part` says.
         schedule: "linear" or "cosine" decay, or "constant".
     """
 
     lr: float = 1e-3
     lr_by_part: dict[str, float] = field(default_factory=dict)
+    muon: tuple[str, ...] = ()
+    muon_lr: float = 0.02
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     grad_clip: float = 1.0
@@ -76,7 +81,7 @@ class StageConfig:
     Args:
         name: written into the lineage; children name it to be sure of their parent.
         output: checkpoint folder to write.
-        objective: "conversation" (stages I to IV), "contrastive" or "promptable" (stage 0).
+        objective: "conversation" (stages I to IV), "contrastive", "dense" or "promptable" (stage 0).
         init: where weights come from.
         model: sizes, only without a base.
         tokenizer: tokenizer folder, only without a base.
@@ -91,7 +96,7 @@ class StageConfig:
 
     name: str
     output: str
-    objective: Literal["conversation", "contrastive", "promptable"] = "conversation"
+    objective: Literal["conversation", "contrastive", "dense", "promptable"] = "conversation"
     init: InitConfig = field(default_factory=InitConfig)
     model: ModelConfig | None = None
     tokenizer: str | None = None
@@ -108,6 +113,7 @@ class StageConfig:
         check_parts(self.train, where=f"{where}: train")
         check_parts(self.init.fresh, where=f"{where}: init.fresh")
         check_parts(self.optim.lr_by_part, where=f"{where}: optim.lr_by_part")
+        check_parts(self.optim.muon, where=f"{where}: optim.muon")
         if (self.init.base is None) == (self.model is None):
             both = "both" if self.model is not None else "neither"
             raise InputError(

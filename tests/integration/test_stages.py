@@ -65,6 +65,17 @@ def test_forced_expert_is_the_stage_it_was_copied_from(trained: Trained, expert:
         assert torch.allclose(mine.grounding.mask_logits, theirs.grounding.mask_logits, atol=1e-5, rtol=0)
 
 
+def test_vision_encoder_is_a_copy_of_the_grounders(trained: Trained) -> None:
+    """What it was copied from did not train afterwards: the features that the language side sees are those that masks are drawn from."""
+    dense, language = load_checkpoint(trained.folder("dense0")).tensors(), load_checkpoint(trained.folder("moe")).tensors()
+    copied = {
+        name: tensor for name, tensor in language.items() if name.startswith(("vision.backbone.image_encoder.", "vision.backbone.up"))
+    }
+    assert len(copied) > 20
+    for name, tensor in copied.items():
+        assert torch.equal(tensor, dense[name.replace("vision.backbone.", "grounder.")])
+
+
 def test_router_left_alone_is_not_a_forced_expert(trained: Trained) -> None:
     model, tokenizer, config = load_model(load_checkpoint(trained.folder("moe")))
     batch = _batch(trained, config, tokenizer, "grounding")
@@ -103,7 +114,7 @@ def test_lineage_names_every_ancestor(trained: Trained) -> None:
 
 def test_tensorboard_shows_terms_rates_router_and_masks(trained: Trained) -> None:
     """Of the last stage: every loss term, learning rates by group, <SEG> rates, router shares by task, and pictures of masks."""
-    events = EventAccumulator(str(trained.checkpoints / "logs" / "version_5"))
+    events = EventAccumulator(str(trained.checkpoints / "logs" / "version_6"))
     events.Reload()
     scalars = set(events.Tags()["scalars"])
     expected = {"train/lm", "train/decision", "train/mask_dice", "train/router", "train/loss", "lr/all_else", "val/seg_rate_present"}

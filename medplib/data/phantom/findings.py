@@ -1,7 +1,7 @@
 """Findings: each has an outline and an inner pattern of its own, relative to the host it sits in, in every modality.
 
-Absolute brightness identifies none of them; what does is shape (round, lobed, ragged, angular, long) and pattern (flat, ring, gradient,
-stripes, crater). The sign of the contrast depends on the modality.
+Absolute brightness identifies none of them; what does is shape (round, lobed, ragged, angular, long) and pattern (flat, bright core,
+fluid level, shell, stripes). The sign of the contrast depends on the modality.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ def outline_table(name: str, rng: np.random.Generator) -> np.ndarray:
     return table / np.sqrt(np.mean(table**2))
 
 
+def angle(name: str, rng: np.random.Generator) -> float:
+    """Direction of a finding in radians: any, but blood settles, so the level of a haemorrhage is nearly horizontal in the body."""
+    return float(np.pi / 2 + rng.uniform(-0.3, 0.3)) if name == "haemorrhage" else float(rng.uniform(-np.pi, np.pi))
+
+
 def outline_at(table: np.ndarray, centre: tuple[float, float], radius: float, angle: float) -> Outline:
     """A finding of mean `radius` (body units) at a place."""
     return Outline(centre, angle, table * radius)
@@ -67,11 +72,9 @@ def pattern(name: str, rho: np.ndarray, theta: np.ndarray) -> np.ndarray:
     if name == "cyst":
         return np.ones_like(rho)
     if name == "nodule":
-        return -0.4 + 1.4 * _ramp(rho, 0.60, 0.08)
+        return 1.35 - 0.90 * _ramp(rho, 0.55, 0.08)
     if name == "haemorrhage":
-        return 0.80 + 0.55 * rho * np.cos(theta)
-    if name == "calcification":
-        return 1.0 + 0.25 * np.cos(3 * theta)
-    if name == "ulcer":
+        return -0.45 + 1.65 * _ramp(rho * np.cos(theta), 0.0, 0.10)
+    if name in ("calcification", "ulcer"):  # eggshell and crater; no modality shows both
         return -1.0 + 1.9 * _ramp(rho + 0.06 * np.cos(9 * theta), 0.62, 0.06)
     return 0.60 + 0.55 * np.cos(9.0 * rho * np.cos(theta))

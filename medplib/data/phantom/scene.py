@@ -60,10 +60,10 @@ def draw_view(rng: np.random.Generator) -> View:
     short = int(rng.integers(96, 161))
     long = int(short * rng.uniform(1.0, 1.6))
     size = (short, long) if rng.random() < 0.5 else (long, short)
-    scale = float(np.exp(rng.uniform(np.log(0.68), np.log(1.15))))
-    reach = 0.26
+    scale = float(np.exp(rng.uniform(np.log(0.78), np.log(1.20))))
+    reach = 0.22
     shift = (float(rng.uniform(-reach, reach)), float(rng.uniform(-reach, reach)))
-    return View(size, float(np.radians(rng.uniform(-25, 25))), scale, shift)
+    return View(size, float(np.radians(rng.uniform(-20, 20))), scale, shift)
 
 
 def field_of_view(modality: str, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -173,7 +173,7 @@ def _place(name: str, host: Layer, host_name: str, scene_view: View, taken: np.n
     table = findings.outline_table(name, rng)
     area = host.mask.size
     smallest = np.sqrt(1.25 * MIN_FINDING_FRACTION * area / np.pi)
-    wanted = np.sqrt(rng.uniform(0.008, 0.026) * area / np.pi)
+    wanted = np.sqrt(rng.uniform(0.016, 0.045) * area / np.pi)
     room = _room(host.mask, taken)
     reach = float(table.max())
     radius = min(float(wanted), (float(room.max()) - 2.0) / reach)
@@ -182,7 +182,7 @@ def _place(name: str, host: Layer, host_name: str, scene_view: View, taken: np.n
     rows, columns = np.nonzero(room >= radius * reach + 1.5)
     at = int(rng.integers(len(rows)))
     centre = scene_view.to_body(float(columns[at]), float(rows[at]))
-    outline = findings.outline_at(table, centre, radius / scene_view.pixels_per_unit, float(rng.uniform(-np.pi, np.pi)))
+    outline = findings.outline_at(table, centre, radius / scene_view.pixels_per_unit, findings.angle(name, rng))
     x, y = scene_view.body_grid()
     rho, theta = outline.polar(x, y)
     mask = (rho < 1) & host.mask

@@ -188,7 +188,7 @@ def test_half_precision_runs(name, how):
 
 def test_subpixel_product_is_a_convolution_and_a_pixel_shuffle():
     torch.manual_seed(0)
-    upscaling = HighResUpscaling(32, skip_widths=(6, 4), subpixel=True)
+    upscaling = HighResUpscaling(32, fine=4, skip_widths=(6, 4), subpixel=True)
     torch.nn.init.normal_(upscaling.subpixel.weight)
     weights, features = torch.randn(2, 3, 4), torch.randn(2, 4, 5, 5)
     kernel = upscaling.subpixel.weight.view(4, 4, 4)  # (sub-pixel, fine out, fine in of the hypernetwork)
@@ -198,9 +198,45 @@ def test_subpixel_product_is_a_convolution_and_a_pixel_shuffle():
 
 
 def test_subpixel_starts_from_the_coarser_map():
-    upscaling = HighResUpscaling(32, skip_widths=(6, 4), subpixel=True)
+    upscaling = HighResUpscaling(32, fine=4, skip_widths=(6, 4), subpixel=True)
     logits = upscaling.product(torch.randn(1, 1, 4), torch.randn(1, 4, 5, 5))
     assert torch.equal(logits[..., ::2, ::2], logits[..., 1::2, 1::2])
+
+
+def direct_grounder():
+    """A small conv grounder whose decoder can also do without its transformer."""
+    decoder = DecoderConfig(1, 2, 32, 0, high_resolution=True, subpixel=True, upscaled_width=8, prompt_skip=True, presence_head=True)
+    config = GrounderConfig("conv", 64, 32, "image", conv=ConvConfig(4, (8, 8, 16, 16)), decoder=decoder)
+    torch.manual_seed(0)
+    return build_grounder(config).eval()
+
+
+def test_direct_decoding_is_hypernetwork_times_upscaled_image():
+    model, boxes = direct_grounder(), [Letterbox.fit((64, 48), 64)] * 2
+    features = model.encode(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), boxes)
+    image, prompts = torch.tensor([1, 0, 1]), torch.randn(3, 32)
+    out = model.decode_directly(features, image, prompts)
+    assert out.low_res_logits.shape == (3, 32, 32)
+    assert out.mask_logits.shape == (3, 64, 64)
+    for n in range(3):
+        one = int(image[n])
+        alone = model.upscaling(features.embedding[one : one + 1], tuple(s[one : one + 1] for s in features.skips), torch.tensor([0]))
+        weights = model.mask_decoder.output_hypernetworks_mlps[0](prompts[n : n + 1])[:, None]
+        torch.testing.assert_close(out.low_res_logits[n], model.upscaling.product(weights, alone)[0, 0], atol=1e-5, rtol=1e-5)
+        strongest = out.low_res_logits[n].flatten().sort(descending=True).values[: round(0.006 * 32 * 32)].mean()
+        wanted = model.presence.evidence_weight * strongest + model.presence.head[-1].bias[0]
+        torch.testing.assert_close(out.presence_logit[n], wanted)
+
+
+def test_prompt_skip_reaches_the_hypernetwork():
+    """With the transformer's output held at zero, the masks still depend on the prompt."""
+    model = direct_grounder()
+    features = model.encode(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8), [Letterbox.fit((64, 64), 64)])
+    for parameter in model.mask_decoder.transformer.norm_final_attn.parameters():
+        torch.nn.init.zeros_(parameter)
+    image = torch.zeros(2, dtype=torch.int64)
+    first, second = model.decode(features, image, torch.randn(2, 32)).mask_logits
+    assert (first - second).abs().max() > 1e-3
 
 
 sides = st.integers(1, 400)

@@ -1,0 +1,133 @@
+"""The optimiser of every stage: AdamW, with orthogonalised momentum (Muon) for the weight matrices of chosen parts.
+
+Muon (K. Jordan and others, 2024, https://kellerjordan.github.io/posts/muon/) replaces the momentum of a matrix by the nearest
+semi-orthogonal one, so that every direction of the matrix learns at one rate. From scratch and on a small budget it learns markedly more
+per step than AdamW (docs/experiments.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from medplib.training.parts import covers, part_of
+from medplib.training.stage import OptimConfig
+
+MOMENTUM = 0.95
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic iteration: they inflate small singular values fastest and leave all of them near one."""
+
+_ITERATIONS = 5
+
+
+def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
+    """The nearest semi-orthogonal matrices, roughly: singular values end between about 0.7 and 1.2.
+
+    Args:
+        matrices: (K, rows, columns), K of them at once.
+
+    Returns:
+        The same shape, float32.
+    """
+    x = matrices.float()
+    turned = x.shape[1] > x.shape[2]
+    x = x.mT if turned else x
+    x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
+    a, b, c = _NEWTON_SCHULZ
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if turned else x
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW for most groups; groups with `muon` true hold matrices (or convolutions, flattened to matrices) and follow Muon.
+
+    Args:
+        groups: parameter groups with the keys params, lr, name and muon.
+        betas, weight_decay: of AdamW; the decay is decoupled in both.
+    """
+
+    def __init__(self, groups: Iterable[dict], *, betas: tuple[float, float], weight_decay: float) -> None:
+        groups = list(groups)
+        super().__init__(groups, lr=groups[0]["lr"], betas=betas, weight_decay=weight_decay, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+        """One update; the closure, when given, computes loss and gradients first."""
+        loss = None
+        if closure is not None:  # before the groups are divided: closures zero and clip the gradients of all of them
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if not group["muon"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if group["muon"]:
+                self._muon(group)
+        return loss
+
+    def _muon(self, group: dict) -> None:
+        by_shape: dict[tuple[int, int], list[tuple[nn.Parameter, torch.Tensor]]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(parameter)
+                state["step"] = torch.zeros(())  # AdamW looks for it when a state is loaded
+            state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
+            update = parameter.grad.lerp(state["momentum"], MOMENTUM).flatten(1)
+            by_shape[tuple(update.shape)].append((parameter, update))
+        for (rows, columns), items in by_shape.items():
+            # A tall matrix has fewer directions than outputs: the root keeps the change of the output at one size.
+            rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+            for (parameter, _), update in zip(items, orthogonalised(torch.stack([u for _, u in items])), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update.view_as(parameter).to(parameter.dtype), alpha=-rate)
+
+
+def is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether Muon can treat it: a matrix or convolution with at least eight rows and columns."""
+    return parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) >= 8
+
+
+def build_optimizer(config: OptimConfig, parameters: Iterable[tuple[str, nn.Parameter]]) -> MuonAdamW:
+    """One group per learning rate and kind.
+
+    Args:
+        config: rates by part, and the parts whose matrices follow Muon.
+        parameters: (name, parameter) of everything that trains.
+    """
+    names: dict[float, list[str]] = {config.lr: ["all_else"]}
+    for part, lr in config.lr_by_part.items():
+        names.setdefault(lr, []).append(part)
+    adam: dict[float, list[nn.Parameter]] = defaultdict(list)
+    muon: list[nn.Parameter] = []
+    for name, parameter in parameters:
+        part = part_of(name)
+        if any(covers(group, part) for group in config.muon) and is_matrix(parameter):
+            muon.append(parameter)
+            continue
+        fitting = [group for group in config.lr_by_part if covers(group, part)]
+        adam[config.lr_by_part[max(fitting, key=len)] if fitting else config.lr].append(parameter)
+    groups = [{"params": found, "lr": lr, "name": "+".join(names[lr]), "muon": False} for lr, found in adam.items()]
+    if muon:
+        groups.append({"params": muon, "lr": config.muon_lr, "name": "muon", "muon": True})
+    return MuonAdamW(groups, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def rate_factor(config: OptimConfig, step: int, steps: int) -> float:
+    """What all learning rates are multiplied by at `step` of `steps`: linear warm-up, then the schedule."""
+    warm = max(1, int(config.warmup * steps))
+    if step < warm:
+        return (step + 1) / warm
+    left = max(0.0, (steps - step) / max(1, steps - warm))
+    return {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}[config.schedule]
