@@ -1,7 +1,8 @@
-"""Image-text heads for pretraining the vision encoder: whole image with caption, and patch with name.
+"""Image-text heads for pretraining the vision side: whole image with caption, and image token with name.
 
-The first is CLIP's symmetric cross-entropy (arXiv 2103.00020); the second scores every patch against names with a sigmoid
-(SigLIP's loss, arXiv 2303.15343, at the patches), which makes patch features say what is where. The text tower is the language model.
+The first is CLIP's symmetric cross-entropy (arXiv 2103.00020), with the language model as text tower. The second scores every image token
+against the word embeddings of names with a sigmoid (SigLIP's loss, arXiv 2303.15343, at the tokens), so that a token looks to the language
+model like the words for what it shows; to find a named thing is then a comparison of equals.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ class ContrastHead(nn.Module):
     def __init__(self, *, vision_width: int, language_width: int, width: int) -> None:
         super().__init__()
         self.image = nn.Linear(vision_width, width)
-        self.patch = nn.Linear(vision_width, width)
         self.text = nn.Linear(language_width, width)
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.patch_scale = nn.Parameter(torch.tensor(math.log(10.0)))
@@ -35,8 +35,7 @@ class ContrastHead(nn.Module):
         target = torch.arange(len(logits), device=logits.device)
         return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
 
-    def patch_logits(self, features: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Features (N, g, g, Dv) with one name state each (N, D) -> logits (N, g, g) that the patch shows the named thing."""
-        patches = functional.normalize(self.patch(features), dim=-1)
-        words = functional.normalize(self.text(text), dim=-1)
-        return self.patch_scale.exp().clamp(max=100) * torch.einsum("nxyd,nd->nxy", patches, words) + self.patch_bias
+    def patch_logits(self, tokens: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Image tokens (N, P, D) with the word embedding of one name each (N, D) -> logits (N, P) that the token shows the named thing."""
+        cosine = torch.einsum("npd,nd->np", functional.normalize(tokens, dim=-1), functional.normalize(words, dim=-1))
+        return self.patch_scale.exp().clamp(max=100) * cosine + self.patch_bias

@@ -59,9 +59,13 @@ class MedPLIB(nn.Module):
         self.vision, self.projector, self.region, self.language = vision, projector, region, language
         self.seg_projector, self.grounder, self.names, self.contrast = seg_projector, grounder, names, contrast
 
-    def embed(self, batch: Batch) -> torch.Tensor:
-        """Inputs of the language model (B, L, D): word embeddings with image and region features in their places."""
-        features = self.vision(batch.vision_pixels, batch.letterboxes)
+    def embed(self, batch: Batch, features: torch.Tensor | None = None) -> torch.Tensor:
+        """Inputs of the language model (B, L, D): word embeddings with image and region features in their places.
+
+        `features` (I, g, g, Dv) are those of the vision encoder, when they are known already.
+        """
+        if features is None:
+            features = self.vision(batch.vision_pixels, batch.letterboxes)
         embeds = self.language.embed(batch.input_ids)
         embeds = _place(embeds, batch.input_ids == IMAGE_PLACEHOLDER, self.projector(features))
         if len(batch.region_masks):
@@ -69,10 +73,10 @@ class MedPLIB(nn.Module):
             embeds = _place(embeds, batch.input_ids == REGION_PLACEHOLDER, tokens)
         return embeds
 
-    def hidden(self, batch: Batch) -> torch.Tensor:
-        """Last hidden states (B, L, D)."""
+    def hidden(self, batch: Batch, features: torch.Tensor | None = None) -> torch.Tensor:
+        """Last hidden states (B, L, D); `features` as in `embed`."""
         return self.language.hidden(
-            self.embed(batch),
+            self.embed(batch, features),
             mask=prefix_mask(batch.attention_mask, batch.segments),
             positions=batch.positions,
             token_mask=batch.attention_mask,

@@ -24,6 +24,7 @@ class LossWeights:
     """Factor of each loss term; 0 leaves a term out even where it was computed."""
 
     lm: float = 1.0
+    answer: float = 0.0
     decision: float = 0.0
     mask_bce: float = 1.0
     mask_dice: float = 1.0
@@ -45,10 +46,13 @@ class LossWeights:
 class LossTerms:
     """Unweighted scalar losses of one forward; None where a batch gives no such loss.
 
-    `decision` is the cross-entropy of the one token that chooses between `<SEG>` and a refusal; `lm` contains it, diluted by all others.
+    `lm` averages over all answer tokens; `answer` first inside each answer and then over answers, so that a "yes" counts as much as a
+    description of forty words, beside which its gradient would be lost. `decision` is the cross-entropy of the one token that chooses
+    between `<SEG>` and a refusal; `lm` contains it, diluted by all others.
     """
 
     lm: torch.Tensor | None = None
+    answer: torch.Tensor | None = None
     decision: torch.Tensor | None = None
     mask_bce: torch.Tensor | None = None
     mask_dice: torch.Tensor | None = None

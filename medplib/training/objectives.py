@@ -13,7 +13,7 @@ from medplib.models.grounding import valid_mask
 from medplib.models.language import prefix_mask
 from medplib.models.medplib import MedPLIB
 from medplib.models.moe import load_balancing_loss
-from medplib.tokens import IGNORE_LABEL, IMAGE_PLACEHOLDER
+from medplib.tokens import IGNORE_LABEL
 from medplib.training import losses
 from medplib.training.losses import LossTerms, LossWeights
 from medplib.types import Batch, GroundingOutput, ModelOutput
@@ -32,7 +32,9 @@ def conversation(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerm
     """Stages I to IV: cross-entropy of the answers, mask losses of their targets, presence, distillation from name prompts, router."""
     with_masks = model.grounder is not None and weights.needs_masks and len(batch.names) > 0
     out = model(batch, with_masks=with_masks)
-    terms = LossTerms(lm=functional.cross_entropy(out.label_logits, out.label_ids), decision=_decision_loss(model, batch, out))
+    per_token = functional.cross_entropy(out.label_logits, out.label_ids, reduction="none")
+    answer = _per_answer(per_token, batch.labels[:, 1:] != IGNORE_LABEL, batch.segments[:, 1:])
+    terms = LossTerms(lm=per_token.mean(), answer=answer, decision=_decision_loss(model, batch, out))
     if out.grounding is not None:
         terms = _with_masks(terms, out.grounding, batch, weights)
     if out.target_prompts is not None and weights.distill and model.names is not None:
@@ -42,6 +44,20 @@ def conversation(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerm
     if out.router is not None and weights.router:
         terms = replace(terms, router=load_balancing_loss(out.router))
     return terms
+
+
+def _per_answer(per_token: torch.Tensor, target: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    """Mean over conversations of their mean loss per answer token.
+
+    Args:
+        per_token: (T,) losses of the T supervised tokens, in row-major order.
+        target: (B, L) bool, where they are.
+        segments: (B, L) conversation of each token inside its row.
+    """
+    rows = target.nonzero()[:, 0]
+    _, group = torch.unique(torch.stack([rows, segments[target]]), dim=1, return_inverse=True)
+    count = torch.bincount(group).to(per_token.dtype)
+    return (torch.zeros_like(count).index_add(0, group, per_token) / count).mean()
 
 
 def _decision_loss(model: MedPLIB, batch: Batch, out: ModelOutput) -> torch.Tensor | None:
@@ -155,32 +171,30 @@ def _boxes(masks: torch.Tensor) -> torch.Tensor:
 
 
 def contrastive(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
-    """Stage 0 of the vision encoder: captions against images, names against patches; the text tower is the language model, which also
-    learns to predict the text alone.
-    """
+    """Stage 0 of the vision and language side: captions against images, names against image tokens, and the text read with the image."""
     features = model.vision(batch.vision_pixels, batch.letterboxes)
-    terms = LossTerms(lm=_text_loss(model, batch))
+    tokens = model.projector(features)
+    terms = _text_terms(model, batch, features)
     captions, rows = _captions(batch)
     if len(rows) > 1:
         ids, mask = captions
         duplicate = (ids[:, None] == ids[None]).all(dim=-1)
         terms = replace(terms, contrastive=model.contrast.image_text_loss(features[rows], _text_states(model, ids, mask), duplicate))
     if len(batch.names):
-        unique, inverse = torch.unique(batch.name_ids, dim=0, return_inverse=True)
-        states = _text_states(model, unique.clamp(min=0), unique >= 0)[inverse]
-        logits = model.contrast.patch_logits(features[batch.target_image], states)
-        coverage = functional.adaptive_avg_pool2d(_on_vision_canvas(batch), logits.shape[-1])
+        known = (batch.name_ids >= 0)[..., None]
+        words = (model.language.embed(batch.name_ids.clamp(min=0)) * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
+        logits = model.contrast.patch_logits(tokens[batch.target_image], words)
+        coverage = functional.adaptive_avg_pool2d(_on_vision_canvas(batch), round(logits.shape[1] ** 0.5)).flatten(1)
         terms = replace(terms, patch_name=_patch_loss(logits, coverage, batch.target_present))
     return terms
 
 
 def _patch_loss(logits: torch.Tensor, coverage: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Sigmoid cross-entropy per patch against how much of it the target covers; small things count as much as large ones."""
+    """Sigmoid cross-entropy per token (N, P) against how much of it the target covers; small things count as much as large ones."""
     soft = (coverage * 2).clamp(max=1)  # a patch that is half covered shows it
-    loss = functional.binary_cross_entropy_with_logits(logits, soft, reduction="none").flatten(1)
-    weight = soft.flatten(1)
-    inside = (loss * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-3)
-    outside = (loss * (1 - weight)).sum(dim=1) / (1 - weight).sum(dim=1).clamp(min=1e-3)
+    loss = functional.binary_cross_entropy_with_logits(logits, soft, reduction="none")
+    inside = (loss * soft).sum(dim=1) / soft.sum(dim=1).clamp(min=1e-3)
+    outside = (loss * (1 - soft)).sum(dim=1) / (1 - soft).sum(dim=1).clamp(min=1e-3)
     return (outside + torch.where(present, inside, torch.zeros_like(inside))).mean()
 
 
@@ -213,19 +227,17 @@ def _text_states(model: MedPLIB, ids: torch.Tensor, mask: torch.Tensor) -> torch
     return hidden[torch.arange(len(ids), device=ids.device), mask.sum(dim=1) - 1]
 
 
-def _text_loss(model: MedPLIB, batch: Batch) -> torch.Tensor:
-    """Next-token cross-entropy of the conversations without their images (which nobody can see)."""
-    text = batch.attention_mask & (batch.input_ids != IMAGE_PLACEHOLDER)
-    hidden = model.language.hidden(
-        model.language.embed(batch.input_ids),
-        mask=prefix_mask(text, batch.segments),
-        positions=batch.positions,
-        token_mask=text,
-    )
+def _text_terms(model: MedPLIB, batch: Batch, features: torch.Tensor) -> LossTerms:
+    """Next-token losses of whole conversations behind their image: `lm` over questions and answers, `answer` over answers.
+
+    A language model from scratch needs both: all words teach it the language, and answers that depend on the image teach it to look.
+    """
+    hidden = model.hidden(batch, features)
     following = batch.input_ids[:, 1:]
-    known = text[:, :-1] & text[:, 1:] & (following >= 0) & (batch.segments[:, 1:] > 0)
-    known &= batch.segments[:, :-1] == batch.segments[:, 1:]
-    return functional.cross_entropy(model.language.logits(hidden[:, :-1][known]), following[known])
+    known = batch.attention_mask[:, 1:] & (following >= 0) & (batch.segments[:, 1:] > 0) & (batch.segments[:, :-1] == batch.segments[:, 1:])
+    loss = functional.cross_entropy(model.language.logits(hidden[:, :-1][known]), following[known], reduction="none")
+    target = batch.labels[:, 1:] != IGNORE_LABEL
+    return LossTerms(lm=loss.mean(), answer=_per_answer(loss[target[known]], target & known, batch.segments[:, 1:]))
 
 
 OBJECTIVES: dict[str, Objective] = {"conversation": conversation, "dense": dense, "promptable": promptable, "contrastive": contrastive}

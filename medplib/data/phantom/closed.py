@@ -15,7 +15,7 @@ from medplib.data.phantom.records import Conversation
 from medplib.data.phantom.templates import Kind, with_article
 
 # An area share below the first is small, above the second large; between them nobody is asked.
-FINDING_SIZES = (0.0125, 0.0165)
+FINDING_SIZES = (0.022, 0.030)
 ANATOMY_SIZES = (0.050, 0.065)
 CLEARLY_LARGER = 1.35
 
