@@ -19,14 +19,17 @@ fit stage0_dense
 
 say "one core each: the grounder (stage 0), and the language side (stage 0, I, II; runs/demo/language.log)"
 mkdir -p runs/demo
-export threads=$OMP_NUM_THREADS OMP_NUM_THREADS=1
+threads=$OMP_NUM_THREADS
+export OMP_NUM_THREADS=1  # two processes with two threads each on two cores would wait for each other most of the time
+set -m  # a process group of its own, so that an interruption stops its children too
 (for stage in stage0_vision stage1_align stage2_vl; do fit $stage --trainer.enable_progress_bar false; done) > runs/demo/language.log 2>&1 &
 language=$!
-trap 'kill $language 2>/dev/null || true' EXIT
+set +m
+trap 'kill -- -$language 2>/dev/null || true' EXIT
 fit stage0_grounder
 wait $language || { tail -3 runs/demo/language.log >&2; exit 2; }
 trap - EXIT
-grep "^wrote\|up to date" runs/demo/language.log
+grep -e "^wrote" -e "up to date" runs/demo/language.log
 
 export OMP_NUM_THREADS=$threads
 for stage in stage3_grounding stage4_moe; do
