@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import get_args
 
 from medplib.data.prepare.importer import ImportOptions
 from medplib.errors import InputError, run_command
@@ -80,18 +81,33 @@ def tokenizer(data: list[Path], out: Path, vocab_size: int = 1024) -> None:
     print(f"{out}: {len(made)} entries from {len(texts)} turns")
 
 
-def audit(root: Path, decode: bool = True, workers: int = 2) -> None:
+def audit(
+    root: Path,
+    decode: bool = True,
+    workers: int = 2,
+    filtered: Path | None = None,
+    drop: list[str] = [],  # noqa: B006 (only read)
+) -> None:
     """Look for missing, unreadable, empty, misaligned and leaking data.
 
     Args:
         root: folder with conversation files.
         decode: open every image and mask once.
         workers: files opened at a time.
+        filtered: new folder for copies of the conversation files without the records that have issues of the kinds in `drop`.
+        drop: kinds of issue that cost a record its place in the copies; default: all.
     """
+    from medplib.data.prepare.audit import Kind, write_filtered
     from medplib.data.prepare.audit import audit as look
 
+    kinds = drop or list(get_args(Kind))
+    if unknown := sorted(set(kinds) - set(get_args(Kind))):
+        raise InputError(where="drop", expected=", ".join(get_args(Kind)), found=", ".join(unknown))
     report = look(root, decode=decode, workers=workers)
     print("\n".join(report.lines()))
+    if filtered is not None:
+        for file, count in write_filtered(report, filtered, kinds).items():
+            print(f"{filtered / file}: {count} records left out")
     if report.issues:
         raise SystemExit(1)
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from medplib import prepare
+from medplib.errors import InputError
 
 
 def _run(monkeypatch, *words) -> None:
@@ -35,6 +36,25 @@ def test_phantom_and_what_reads_it(phantom, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     for part in ("entries from", "majority", "records"):
         assert part in printed
+
+
+def test_audit_writes_files_without_bad_records(tmp_path, monkeypatch, capsys):
+    """A record whose image is missing: told, exit 1, and absent from the copies, while a good one stays."""
+    root = tmp_path / "root"
+    for folder in ("images", "masks", "train"):
+        (root / folder).mkdir(parents=True)
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(root / "images" / "ct_00--a--b--2d_none.png")
+    turns = [{"from": "human", "value": "<image>\nIs there a cyst?"}, {"from": "gpt", "value": "no"}]
+    names = {"good": "images/ct_00--a--b--2d_none.png", "bad": "images/ct_00--a--c--2d_none.png"}
+    records = [{"id": key, "image": image, "conversations": turns} for key, image in names.items()]
+    (root / "train" / "closed.json").write_text(json.dumps(records))
+    with pytest.raises(SystemExit) as stopped:
+        _run(monkeypatch, "audit", "--root", root, "--workers=1", "--filtered", tmp_path / "clean", "--drop", '["missing"]')
+    assert stopped.value.code == 1
+    assert "1 records left out" in capsys.readouterr().out
+    assert [r["id"] for r in json.loads((tmp_path / "clean" / "train" / "closed.json").read_text())] == ["good"]
+    with pytest.raises(InputError, match=r"^drop: expected .*missing.*, found rotten"):
+        _run(monkeypatch, "audit", "--root", root, "--workers=1", "--drop", '["rotten"]')
 
 
 def test_import(tmp_path, monkeypatch, capsys):
