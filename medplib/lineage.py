@@ -205,14 +205,25 @@ def code_commit() -> str:
         return ""
 
 
-def ancestry(lineage: Lineage, *, role: str = "", depth: int = 0) -> list[str]:
-    """Lines of an indented tree: role, stage, folder, steps, weight hash, what was trained."""
+def ancestry(lineage: Lineage, *, role: str = "", depth: int = 0, told: set[str] | None = None) -> list[str]:
+    """Lines of an indented tree: role, stage, folder, steps, weight hash, what was trained. Each checkpoint is told in full once.
+
+    Args:
+        lineage: of the checkpoint at the root.
+        role: what the root is to its child.
+        depth: how far to indent.
+        told: weight hashes told before.
+    """
+    told = set() if told is None else told
     own = f"{'  ' * depth}{role + ' <- ' if role else ''}{lineage.stage} ({lineage.folder}) steps {lineage.steps}"
+    if lineage.weights_sha256 in told:
+        return [f"{own} weights {lineage.weights_sha256[:12]} (see above)"]
+    told.add(lineage.weights_sha256)
     lines = [f"{own} weights {lineage.weights_sha256[:12]} trained {', '.join(lineage.trained)}"]
     for source in lineage.sources:
         lines.append(f"{'  ' * depth}  data {source.file} n {source.records} sha256 {source.sha256[:12]}")
     for name, parent in lineage.parents.items():
-        lines += ancestry(parent, role=name, depth=depth + 1)
+        lines += ancestry(parent, role=name, depth=depth + 1, told=told)
     return lines
 
 

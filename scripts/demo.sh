@@ -41,7 +41,15 @@ say "evaluation and controls"
 python -m medplib.evaluate --checkpoint checkpoints/demo/stage4_moe --suite configs/eval/demo.yaml --out runs/demo
 
 say "predictions"
-image=$(ls data/phantom/images/ct_00--phantom--case_02[0-9]*.png | sed -n 40p)
+image=$(python - <<'PY'
+import json
+for record in json.load(open("data/phantom/test/MeCoVQA_Grounding_test.json")):
+    targets = record["meta"]["targets"]
+    if record["meta"]["modality"] == "CT" and len(targets) == 1 and targets[0]["name"] == "liver" and targets[0]["mask"]:
+        print("data/phantom/" + record["image"])
+        break
+PY
+)
 rm -rf runs/demo/predict_png runs/demo/predict_volume
 python -m medplib.predict --checkpoint checkpoints/demo/stage4_moe --image "$image" \
   --question "Segment the liver in this image." --out runs/demo/predict_png

@@ -19,8 +19,8 @@ def evaluation_page(path: Path, figures: Sequence[NamedFigure], viewer: GalleryV
         title = ".".join(parts[:-1]) if not any(p.startswith("by_") for p in parts) else ".".join(parts[: _by(parts) + 1])
         blocks.setdefault(title, []).append(item)
     tables: list[Table] = [_table(title, blocks[title]) for title in sorted(blocks, key=_order)]
-    notes = ("Masks are drawn on the original image; figures are fractions of 1 with 95 % intervals.", *ancestry(lineage))
-    write_report(path, Report("medplib evaluation", tuple(tables), viewer.galleries(), notes))
+    notes = ("Masks are drawn on the original image; figures are fractions of 1 with 95 % intervals.",)
+    write_report(path, Report("medplib evaluation", tuple(tables), viewer.galleries(), notes, appendix="\n".join(ancestry(lineage))))
 
 
 def _by(parts: Sequence[str]) -> int:

@@ -54,12 +54,13 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that goes on the page, in this order: notes, tables, galleries."""
+    """Everything that goes on the page, in this order: notes, tables, galleries, appendix (ancestry, in lines)."""
 
     title: str
     tables: tuple[Table, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     notes: tuple[str, ...] = ()
+    appendix: str = ""
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -78,6 +79,7 @@ def render(report: Report) -> str:
     body = [f"<h1>{escape(report.title)}</h1>", *(f"<p class=note>{escape(note)}</p>" for note in report.notes)]
     body += [_table(table) for table in report.tables]
     body += [_gallery(gallery) for gallery in report.galleries]
+    body += [f"<details><summary>Ancestry</summary><pre>{escape(report.appendix)}</pre></details>"] if report.appendix else []
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -109,6 +109,9 @@ def test_lineage_names_every_ancestor(trained: Trained) -> None:
     for role in ("base <- vl_expert", "expert:grounding <- grounding_expert", "expert:vl <- vl_expert", "token_rows <- grounding_expert"):
         assert role in text
     assert "base <- vision0" in text
+    full = [line.split("weights ")[1].split()[0] for line in lines if " trained " in line]
+    assert len(full) == len(set(full)) == 7  # every checkpoint once, further mentions point up
+    assert any(line.endswith("(see above)") for line in lines)
     assert str(trained.checkpoints) not in text
 
 

@@ -63,6 +63,7 @@ def test_page_is_whole_and_loads_nothing():
         tables=(Table("T & U", ("", "a", "b"), (("row", FIGURE, None), ("two", 3, 0.12346))),),
         galleries=(Gallery("Cases", (Picture(picture(), 'liver "left" <b>'),)),),
         notes=("first & second",),
+        appendix="moe\n  base <- vl",
     )
     page = Page(render(report))
     assert "script" not in page.seen
@@ -74,6 +75,7 @@ def test_page_is_whole_and_loads_nothing():
     assert 'liver "left" <b>' in page.text
     assert page.alt == ['liver "left" <b>']
     assert "0.1235" in page.text
+    assert "moe\n  base <- vl" in page.text
 
 
 def test_figures_show_value_interval_n_and_their_rule():
