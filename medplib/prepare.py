@@ -86,7 +86,7 @@ def audit(
     decode: bool = True,
     workers: int = 2,
     filtered: Path | None = None,
-    drop: list[str] = [],  # noqa: B006 (only read)
+    drop: tuple[str, ...] = (),
 ) -> None:
     """Look for missing, unreadable, empty, misaligned and leaking data.
 
@@ -100,7 +100,7 @@ def audit(
     from medplib.data.prepare.audit import Kind, write_filtered
     from medplib.data.prepare.audit import audit as look
 
-    kinds = drop or list(get_args(Kind))
+    kinds = drop or get_args(Kind)
     if unknown := sorted(set(kinds) - set(get_args(Kind))):
         raise InputError(where="drop", expected=", ".join(get_args(Kind)), found=", ".join(unknown))
     report = look(root, decode=decode, workers=workers)

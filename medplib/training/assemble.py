@@ -135,8 +135,6 @@ def _part(parent: Checkpoint, name: str, there: str) -> dict[str, torch.Tensor]:
     if (name, there) == ("vision", "grounder"):
         kept = ("grounder.image_encoder.", "grounder.upscaling.")
         found = {key.replace("grounder.", "vision.backbone.", 1): tensor for key, tensor in found.items() if key.startswith(kept)}
-    elif name != there:
-        raise InputError(where=f"stage.init.parts.{name}.part", expected="grounder, for the part vision; else nothing", found=there)
     if not found:
         raise InputError(where=f"part:{name} {parent.folder}", expected=f"tensors of {there}", found="none")
     return found

@@ -230,7 +230,7 @@ def _text_states(model: MedPLIB, ids: torch.Tensor, mask: torch.Tensor) -> torch
 def _text_terms(model: MedPLIB, batch: Batch, features: torch.Tensor) -> LossTerms:
     """Next-token losses of whole conversations behind their image: `lm` over questions and answers, `answer` over answers.
 
-    A language model from scratch needs both: all words teach it the language, and answers that depend on the image teach it to look.
+    All words teach a language model from scratch the language; answers weigh extra because they are what depends on the image.
     """
     hidden = model.hidden(batch, features)
     following = batch.input_ids[:, 1:]

@@ -28,9 +28,12 @@ def mask_previews(batch: Batch, grounding: GroundingOutput, count: int = 6) -> n
     tiles: list[np.ndarray] = []
     titles: list[str] = []
     for n in range(min(count, len(batch.names))):
-        image = batch.sam_pixels[int(batch.target_image[n])].permute(1, 2, 0).cpu().numpy()
+        index = int(batch.target_image[n])
+        image = batch.sam_pixels[index].permute(1, 2, 0).cpu().numpy()
         truth = (batch.target_masks[n] >= 128).cpu().numpy()
-        drawn = (grounding.mask_logits[n] > 0).detach().cpu().numpy()
+        drawn = np.zeros_like(truth)
+        window = batch.letterboxes[index].window  # what lies in the padding is never part of an answer
+        drawn[window] = (grounding.mask_logits[n] > 0).cpu().numpy()[window]
         factor = max(1, -(-_TILE // image.shape[0]))
         image, truth, drawn = (a.repeat(factor, axis=0).repeat(factor, axis=1) for a in (image, truth, drawn))
         tiles.append(overlay_masks(image, [("true", truth), ("predicted", drawn)]))

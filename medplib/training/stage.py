@@ -14,7 +14,7 @@ from medplib.training.parts import check_parts
 
 @dataclass(frozen=True)
 class Parent:
-    """A checkpoint folder, the stage that must have written it and, for a part that has another name there, that name."""
+    """A checkpoint folder and the stage that must have written it. `part`: "grounder", for a vision encoder that copies the grounder's."""
 
     path: str
     stage: str
@@ -114,6 +114,12 @@ class StageConfig:
         check_parts(self.init.fresh, where=f"{where}: init.fresh")
         check_parts(self.optim.lr_by_part, where=f"{where}: optim.lr_by_part")
         check_parts(self.optim.muon, where=f"{where}: optim.muon")
+        plain = [self.init.base, self.init.token_rows, *self.init.experts.values()]
+        plain += [parent for name, parent in self.init.parts.items() if name != "vision" or parent.part != "grounder"]
+        if misplaced := [parent.part for parent in plain if parent is not None and parent.part is not None]:
+            raise InputError(
+                where=f"{where}: init", expected="'part: grounder', under init.parts.vision only", found=f"part: {misplaced[0]} elsewhere"
+            )
         if (self.init.base is None) == (self.model is None):
             both = "both" if self.model is not None else "neither"
             raise InputError(

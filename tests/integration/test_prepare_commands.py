@@ -95,4 +95,7 @@ def test_vqa_rad(tmp_path, monkeypatch, capsys):
         )
     (tmp_path / "rad.json").write_text(json.dumps(entries))
     _run(monkeypatch, "vqa_rad", "--json", tmp_path / "rad.json", "--images", tmp_path / "images", "--out", tmp_path / "out")
-    assert "6" in capsys.readouterr().out
+    written = [r for split in ("train", "val") for r in json.loads((tmp_path / "out" / split / "MeCoVQA-Closed.json").read_text())]
+    assert sorted(r["conversations"][1]["value"] for r in written) == ["no"] * 3 + ["yes"] * 3
+    assert len({r["image"] for r in written}) == 6
+    assert capsys.readouterr().out

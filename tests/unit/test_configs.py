@@ -62,6 +62,18 @@ def test_suite_parses(file: Path) -> None:
         ({"name": "a", "output": "b", "init": {"base": {"path": "x", "stage": "y"}}}, "something to train"),
         ({"name": "a", "output": "b", "init": {"base": {"path": "x"}}, "train": ["projector"]}, "'stage'"),
         ({"name": "a", "output": "b", "objektive": "x"}, "objektive"),
+        ({"name": "a", "output": "b", "init": {"base": {"path": "x", "stage": "y", "part": "grounder"}}, "train": ["projector"]}, "part"),
+        (
+            {
+                "name": "a",
+                "output": "b",
+                "train": ["projector"],
+                "model": {},
+                "tokenizer": "t",
+                "init": {"parts": {"vision": {"path": "x", "stage": "y", "part": "names"}}},
+            },
+            "part: names elsewhere",
+        ),
     ],
 )
 def test_contradictions_are_named(data: dict, words: str) -> None:
