@@ -12,7 +12,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from toy import write_toy
+from toy import NAMES, write_toy
 
 import medplib  # noqa: F401  (before anything that imports torchvision)
 
@@ -40,7 +40,7 @@ _GROUNDER = {
         "presence_head": True,
         "presence_detached": False,
         "upscaled_width": 8,
-        "prompt_skip": True,
+        "residual": True,
     },
 }
 
@@ -94,12 +94,16 @@ def stage_configs(data: dict[str, Path], tokenizer: Path, out: Path) -> dict[str
         "vision0": _stage(
             "vision0", out / "vision0", steps=4, train_files=[data["caption"], data["grounding"]], val=data["grounding"],
             objective="contrastive", **scratch,
-            model={**_SIZES, "vision": {"kind": "grounder", "image_size": 64, "grid": 8, "width": 24}, "contrast_width": 24},
+            model={
+                **_SIZES,
+                "vision": {"kind": "grounder", "image_size": 64, "grid": 8, "width": 24, "names": list(NAMES)},
+                "contrast_width": 24,
+            },
             init={
                 "parts": {"vision": {**parent["dense0"], "part": "grounder"}},
-                "fresh": ["vision.fuse", "projector", "region", "language", "contrast"],
+                "fresh": ["vision.fuse", "projector", "region", "language", "words", "contrast"],
             },
-            train=["vision.fuse", "language", "contrast"], losses={"contrastive": 1.0, "patch_name": 1.0, **no_masks},
+            train=["vision.fuse", "language", "words", "contrast"], losses={"contrastive": 1.0, **no_masks},
         ),
         "grounder0": _stage(
             "grounder0", out / "grounder0", steps=6, train_files=[data["grounding"]], val=data["grounding"], objective="promptable",
@@ -126,7 +130,8 @@ def stage_configs(data: dict[str, Path], tokenizer: Path, out: Path) -> dict[str
             losses={"decision": 0.5, "presence": 0.3, "distill": 1.0}, optim={"lr": 0.01},
         ),
         "moe": _stage(
-            "moe", out / "moe", steps=4, train_files=everything, val=data["grounding"], moe={"experts": ["grounding", "vl"]},
+            "moe", out / "moe", steps=4, train_files=everything, val=data["grounding"],
+            moe={"experts": ["grounding", "vl"], "tasks": {"grounding": "grounding", "region": "vl"}},
             init={
                 "base": parent["vl_expert"],
                 "parts": dict.fromkeys(("grounder", "names", "seg_projector"), parent["grounding_expert"]),
@@ -136,7 +141,7 @@ def stage_configs(data: dict[str, Path], tokenizer: Path, out: Path) -> dict[str
             },
             train=["router", "language.head", "language.embeddings", "region", "seg_projector", "grounder.mask_decoder"],
             lora={"r": 4, "alpha": 8, "targets": ["gate_proj", "up_proj", "down_proj", "q_proj", "v_proj"]},
-            losses={"decision": 0.5, "presence": 0.3, "router": 0.01}, optim={"lr": 0.01},
+            losses={"decision": 0.5, "presence": 0.3, "router": 0.01, "router_task": 0.1}, optim={"lr": 0.01},
         ),
     }  # fmt: skip
 

@@ -26,6 +26,9 @@ from medplib.types import Template, Turn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+DECISION = "\x00"
+"""Put into the text of an answer where an absent target is decided: the state of the token before it. Never becomes a token itself."""
+
 KNOWN_TEXTS = 100_000
 """Texts whose tokens are kept."""
 
@@ -34,11 +37,15 @@ _TAGS = re.compile(f"({re.escape(IMAGE_TAG)}|{re.escape(REGION_START + REGION_EN
 
 @dataclass
 class TokenRun:
-    """A growing run of tokens. `answers`: per answer its (start, end) in `ids`, end token included."""
+    """A growing run of tokens.
+
+    `answers`: per answer its (start, end) in `ids`, end token included. `decisions`: per DECISION mark the index of the token behind it.
+    """
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     answers: list[tuple[int, int]] = field(default_factory=list)
+    decisions: list[int] = field(default_factory=list)
 
     def add(self, ids: list[int], *, supervised: bool = False) -> None:
         """Append tokens; unsupervised ones get IGNORE_LABEL."""
@@ -110,7 +117,11 @@ class ConversationEncoder:
             start = len(run.ids)
             # No space of its own before <SEG>: it would be a token, and give away that <SEG> follows before the model decides.
             answer = f" {turn.text.strip()}".replace(f" {SEG}", SEG)
-            run.add([*self.text_ids(answer), self.eos_id], supervised=True)
+            for number, piece in enumerate(answer.split(DECISION)):
+                if number:
+                    run.decisions.append(len(run.ids))
+                run.add(self.text_ids(piece), supervised=True)
+            run.add([self.eos_id], supervised=True)
             run.answers.append((start, len(run.ids)))
         if open_ended and (not turns or turns[-1].role != "human"):
             raise ValueError("an open-ended conversation ends with a human turn")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from medplib.data.conversation import ConversationEncoder, TokenRun, without_leading_images
+from medplib.data.conversation import DECISION, ConversationEncoder, TokenRun, without_leading_images
 from medplib.errors import InputError
 from medplib.imaging.letterbox import grid_coverage, letterbox_image, letterbox_mask_area
 from medplib.types import InputSpec, Letterbox, Record, Sample, SampleTarget, Target, Turn
@@ -20,6 +21,9 @@ VISION_FILL = (122, 116, 104)
 """CLIP mean x 255, truncated: what the published preprocessing pads the vision image with."""
 SAM_FILL = (0, 0, 0)
 """Padding of the grounder image; the grounder zeroes it after normalisation."""
+
+
+_REFUSED = re.compile(r"\b(no|not|without)\s+(an?\s+|the\s+)?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class SampleEncoder:
         regions: list[np.ndarray] = []
         for number, (record, turns) in enumerate(zip(loaded.records, bodies, strict=True), 1):
             turns = turns[:-1] if self.open_ended and turns[-1].role == "gpt" else turns
+            turns = tuple(_with_decisions(turn, index, record.targets) for index, turn in enumerate(turns))
             body = self.text.conversation(turns, open_ended=self.open_ended)
             offset = len(run.ids)
             run.ids += body.ids
@@ -112,30 +117,51 @@ class SampleEncoder:
     def _targets(
         self, record: Record, turns: tuple[Turn, ...], body: TokenRun, offset: int, masks: tuple[np.ndarray | None, ...]
     ) -> list[SampleTarget]:
-        """The targets with a known deciding state: each `<SEG>`, and the start of an answer that only refuses."""
+        """The targets with a known deciding state: each `<SEG>`, the start of an answer that refuses one thing, and the state behind the
+        name of each absent thing in an answer about several.
+        """
         starts = {}  # answer turn index -> (start, end) in body
         for index, span in zip([i for i, turn in enumerate(turns) if turn.role == "gpt"], body.answers, strict=True):
             starts[index] = span
         out: list[SampleTarget] = []
         for turn_index in sorted({target.turn for target in record.targets}):
             of_turn = [(t, m) for t, m in zip(record.targets, masks, strict=True) if t.turn == turn_index]
+            present = [(t, m) for t, m in of_turn if t.mask is not None]
+            absent = [(t, m) for t, m in of_turn if t.mask is None]
             if turn_index in starts:
                 start, end = starts[turn_index]
                 segs = [i for i in range(start, end) if body.ids[i] == self.text.seg_id]
+                refusals = [i for i in body.decisions if start < i < end] or ([] if present else [start])
             else:  # the open-ended answer: the first state of the answer decides about its first target
-                start, segs = len(body.ids), [len(body.ids)]
-            present = [(t, m) for t, m in of_turn if t.mask is not None]
-            absent = [(t, m) for t, m in of_turn if t.mask is None]
-            decided = [(t, m, at) for (t, m), at in zip(present, segs, strict=False)]
-            if not present:
-                decided += [(t, m, start) for t, m in absent[:1]]
-            out += [self._target(t, m, offset + at - 1) for t, m, at in decided]
+                start = len(body.ids)
+                segs, refusals = ([start], []) if present else ([], [start])
+            decided = [*zip(present, segs, strict=False), *zip(absent, refusals, strict=False)]
+            out += [self._target(t, m, offset + at - 1) for (t, m), at in decided]
         return out
 
     def _target(self, target: Target, mask: np.ndarray | None, position: int) -> SampleTarget:
         sam_size = self.spec.sam_size
         area = None if mask is None or sam_size is None else letterbox_mask_area(mask, sam_size)
         return SampleTarget(target.name, target.image_index, position, target.mask is not None, area)
+
+
+def _with_decisions(turn: Turn, index: int, targets: tuple[Target, ...]) -> Turn:
+    """The turn with DECISION behind the name of each absent target of an answer about several; names are looked for in order.
+
+    Not where the refusal stands before the name ("no spleen"): the state behind it knows too much to decide.
+    """
+    of_turn = [target for target in targets if target.turn == index]
+    if turn.role != "gpt" or len(of_turn) < 2:
+        return turn
+    text, start = turn.text, 0
+    for target in of_turn:
+        at = text.find(target.name, start)
+        if at < 0:
+            return turn  # an answer in other words: what it refuses has no deciding state
+        start = at + len(target.name)
+        if target.mask is None and not _REFUSED.search(text[:at]):
+            text = text[:start] + DECISION + text[start:]
+    return Turn(turn.role, text)
 
 
 def prefix_positions(segments_L: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,10 @@ class Generated:
     complete: list[bool]
 
 
+Decide = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(step, states (B, D), log-probabilities (B, V), rows (B,) bool that still speak) -> the token each row says next (B,)."""
+
+
 @torch.no_grad()
 def generate(
     model: MedPLIB,
@@ -42,7 +46,7 @@ def generate(
     eos_id: int,
     seg_id: int,
     max_new_tokens: int = 64,
-    decide: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    decide: Decide | None = None,
 ) -> Generated:
     """Greedy answers to a left-padded, open-ended batch.
 
@@ -52,27 +56,29 @@ def generate(
         eos_id: id of the end token.
         seg_id: id of `<SEG>`.
         max_new_tokens: limit per answer.
-        decide: chooses the first token of every answer from states (B, D) and log-probabilities (B, V); None takes the most likely.
+        decide: chooses every token; None takes the most likely.
     """
     device = batch.input_ids.device
     cache = DynamicCache(config=model.language.model.config)
+    features = model.vision(batch.vision_pixels, batch.letterboxes)
+    shown = model.shown(batch, features)
+    recent = batch.input_ids[:, -model.words.longest :] if model.words is not None else batch.input_ids[:, -1:]
     hidden = model.language.hidden(
-        model.embed(batch),
+        model.embed(batch, features),
         mask=prefix_mask(batch.attention_mask, batch.segments),
         positions=batch.positions,
         token_mask=batch.attention_mask,
         cache=cache,
     )
     state = first_state = hidden[:, -1]
-    logits = model.language.logits(state)
-    first_logprobs = logits.log_softmax(dim=-1)
+    logprobs = first_logprobs = model.language.logits(state).log_softmax(dim=-1)
     seen, positions = batch.attention_mask, batch.positions[:, -1:]
     rows = len(state)
     ids: list[list[int]] = [[] for _ in range(rows)]
     done = torch.zeros(rows, dtype=torch.bool, device=device)
     segs: list[tuple[int, torch.Tensor]] = []
     for step in range(max_new_tokens):
-        following = decide(state, first_logprobs) if decide is not None and step == 0 else logits.argmax(dim=-1)
+        following = logprobs.argmax(dim=-1) if decide is None else decide(step, state, logprobs, ~done)
         done = done | (following == eos_id)
         for row in (~done).nonzero().squeeze(1).tolist():
             token = int(following[row])
@@ -85,11 +91,12 @@ def generate(
         positions = positions + 1
         visible = seen[:, None, None, :].clone()
         visible[..., -1] = True  # a finished row still needs one key
+        recent = torch.cat([recent[:, 1:], following[:, None]], dim=1)  # a name may span several tokens
         hidden = model.language.hidden(
-            model.language.embed(following[:, None]), mask=visible, positions=positions, token_mask=(~done)[:, None], cache=cache
+            model.embed_text(recent, shown)[:, -1:], mask=visible, positions=positions, token_mask=(~done)[:, None], cache=cache
         )
         state = hidden[:, -1]
-        logits = model.language.logits(state)
+        logprobs = model.language.logits(state).log_softmax(dim=-1)
     order = sorted(range(len(segs)), key=lambda i: segs[i][0])  # stable: by row, then by time
     return Generated(
         ids=ids,

@@ -155,8 +155,7 @@ class Predictor:
             maps, quality, presence_logit = self._masks(batch, features, out.seg_states, image_of_row[rows])
             for k, row in enumerate(rows.tolist()):
                 name = _name(texts[row], len(masks[row]), batch.records[row][0].turns[0].text)
-                first = len(masks[row]) == 0 and out.ids[row][0] == self.seg_id
-                presence = gate.probability[row] if first else None
+                presence = gate.said[row][len(masks[row])]
                 if presence is None and presence_logit is not None:
                     presence = float(torch.sigmoid(presence_logit[k]))
                 masks[row].append(MaskProbability(name, maps[k], presence, float(quality[k])))
@@ -185,10 +184,11 @@ class Predictor:
 
 
 class _PresenceGate:
-    """Decides, at the first answer token, between `<SEG>` and a refusal; keeps the scores it saw.
+    """Decides between `<SEG>` and a refusal wherever the language model hesitates between them; keeps the scores it saw.
 
-    Only rows whose language model gives `<SEG>` more than the probability ASKED are asked for a mask, so other answers are untouched: it
-    hesitates between `<SEG>` and a refusal only where one thing is asked for (docs/experiments.md).
+    Only states to which the language model gives `<SEG>` more than the probability ASKED are judged, so other answers are untouched
+    (docs/experiments.md). `lm_logit`, `presence_logit` and `probability` are those of the first answer token; `said` holds, per row, the
+    probability behind each `<SEG>` in order.
     """
 
     ASKED = 0.15
@@ -198,33 +198,51 @@ class _PresenceGate:
         self.lm_logit: list[float] = []
         self.presence_logit: list[float | None] = []
         self.probability: list[float | None] = []
+        self.said: list[list[float | None]] = [[] for _ in image_of_row]
 
-    def decide(self, states: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
-        """States (B, D) and log-probabilities (B, V) of the first answer token -> the token ids to say (B,)."""
-        seg = logprobs[:, self.predictor.seg_id]
-        rest = logprobs.clone()
-        rest[:, self.predictor.seg_id] = -torch.inf
-        odds = seg - rest.logsumexp(dim=-1)
-        self.lm_logit = odds.tolist()
-        self.presence_logit = self._head(states)
-        self.probability = [None] * len(states)
+    def decide(self, step: int, states: torch.Tensor, logprobs: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+        """See `medplib.inference.generate.Decide`."""
+        seg_id = self.predictor.seg_id
+        seg, rest = logprobs[:, seg_id], logprobs.clone()
+        rest[:, seg_id] = -torch.inf
+        lm_logit = seg - rest.logsumexp(dim=-1)
+        asked = live & (seg.exp() > self.ASKED)
+        judged = live if step == 0 else asked
+        presence_logit = self._head(states, judged)
+        probability = self._probability(lm_logit, presence_logit, judged)
+        if step == 0:
+            self.lm_logit, self.presence_logit, self.probability = lm_logit.tolist(), presence_logit, probability
         chosen = logprobs.argmax(dim=-1)
+        for row in asked.nonzero().squeeze(1).tolist():
+            if probability[row] is not None:
+                present = probability[row] >= self.predictor.calibration.threshold
+                chosen[row] = seg_id if present else rest[row].argmax()
+        for row in (live & (chosen == seg_id)).nonzero().squeeze(1).tolist():
+            self.said[row].append(probability[row])
+        return chosen
+
+    def _head(self, states: torch.Tensor, rows: torch.Tensor) -> list[float | None]:
+        """The presence head's logit for the states of `rows` (B,) bool; None elsewhere and without a head."""
+        model = self.predictor.model
+        found: list[float | None] = [None] * len(states)
+        if self.features is None or model.grounder.presence is None or not bool(rows.any()):
+            return found
+        out = model.grounder.decode(self.features, self.image_of_row[rows], model.seg_projector(states[rows]))
+        for row, logit in zip(rows.nonzero().squeeze(1).tolist(), out.presence_logit.tolist(), strict=True):
+            found[row] = logit
+        return found
+
+    def _probability(self, lm_logit: torch.Tensor, presence_logit: list[float | None], rows: torch.Tensor) -> list[float | None]:
+        """The calibrated probability for `rows`; None elsewhere and without a calibration."""
+        found: list[float | None] = [None] * len(rows)
         calibration = self.predictor.calibration
         if calibration is None or self.features is None:
-            return chosen
-        logits = {"language model": self.lm_logit, "presence head": self.presence_logit}
-        used = np.array([logits[name] for name in calibration.names], np.float64).T
-        self.probability = [float(p) for p in calibration.probability(used)]
-        present = torch.tensor(self.probability, device=states.device) >= calibration.threshold
-        asked = seg.exp() > self.ASKED
-        decided = torch.where(present, torch.full_like(chosen, self.predictor.seg_id), rest.argmax(dim=-1))
-        return torch.where(asked, decided, chosen)
-
-    def _head(self, states: torch.Tensor) -> list[float | None]:
-        model = self.predictor.model
-        if self.features is None or model.grounder.presence is None:
-            return [None] * len(states)
-        return model.grounder.decode(self.features, self.image_of_row, model.seg_projector(states)).presence_logit.tolist()
+            return found
+        logits = {"language model": lm_logit.tolist(), "presence head": presence_logit}
+        for row in rows.nonzero().squeeze(1).tolist():
+            used = np.array([[logits[name][row] for name in calibration.names]], np.float64)
+            found[row] = float(calibration.probability(used)[0])
+        return found
 
 
 def _name(text: str, index: int, question: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from medplib.errors import InputError
 from medplib.models.contrast import ContrastHead
+from medplib.models.evidence import GroundedWords
 from medplib.models.grounding import GrounderConfig, NamePromptEncoder, build_grounder
 from medplib.models.language import LanguageConfig, LanguageModel
 from medplib.models.medplib import MedPLIB, SegProjector
@@ -42,7 +43,7 @@ class ModelConfig:
     @property
     def image_tokens(self) -> int:
         """P, language-model tokens per image."""
-        return (self.vision.grid // self.projector.pool) ** 2
+        return (self.vision.grid // self.projector.pool) ** 2 + len(self.vision.names)
 
 
 def build_model(config: ModelConfig, *, vocab_size: int) -> MedPLIB:
@@ -69,7 +70,7 @@ def build_model(config: ModelConfig, *, vocab_size: int) -> MedPLIB:
     grounder = None if config.grounder is None else build_grounder(config.grounder)
     return MedPLIB(
         vision=vision,
-        projector=Projector(config=config.projector, **widths),
+        projector=Projector(config=config.projector, **widths, maps=len(config.vision.names)),
         region=RegionEncoder(**widths),
         language=language,
         seg_projector=None
@@ -77,6 +78,9 @@ def build_model(config: ModelConfig, *, vocab_size: int) -> MedPLIB:
         else SegProjector(language_width=language.width, prompt_width=grounder.prompt_width, norm=config.seg_projector_norm),
         grounder=grounder,
         names=NamePromptEncoder(vocab_size=vocab_size, width=grounder.prompt_width) if config.name_prompts else None,
+        words=GroundedWords(name_ids=config.vision.name_ids, vision_width=vision.width, width=language.width)
+        if config.vision.names
+        else None,
         contrast=ContrastHead(**widths, width=config.contrast_width) if config.contrast_width else None,
     )
 

@@ -41,8 +41,9 @@ class DecoderConfig:
 
     `multimask_outputs` extra mask tokens exist in published weights and are not used by text prompts: 0 when training from scratch.
     `high_resolution` adds the encoder's skips while upscaling (needs a conv encoder). `subpixel` doubles the resolution of the logits.
-    `upscaled_width` channels at the finest level, twice as many at the one before; 0 = C/8 and C/4 as published. `prompt_skip` adds the
-    prompt to the mask token before the hypernetwork, so that the transformer only has to correct what the prompt alone says.
+    `upscaled_width` channels at the finest level, twice as many at the one before; 0 = C/8 and C/4 as published. `residual` adds what
+    the transformer makes of tokens and image to the prompt and the embedding themselves, by learnt factors that start at a tenth: training
+    begins from what `PixelGrounder.decode_directly` draws.
     `presence_head` scores whether the prompted thing is there; with `presence_detached` its loss does not reach the rest.
     """
 
@@ -53,7 +54,7 @@ class DecoderConfig:
     high_resolution: bool = False
     subpixel: bool = False
     upscaled_width: int = 0
-    prompt_skip: bool = False
+    residual: bool = False
     presence_head: bool = False
     presence_detached: bool = True
 
@@ -129,7 +130,7 @@ class GrounderConfig:
             raise _error("embed_dim", f"a multiple of 8 whose half {decoder.heads} heads divide", str(self.embed_dim))
         if decoder.high_resolution and self.kind == "sam":
             raise _error("decoder.high_resolution", "false with kind 'sam'", "true", "only the conv encoder has fine features")
-        for option in ("subpixel", "upscaled_width", "prompt_skip"):
+        for option in ("subpixel", "upscaled_width", "residual"):
             if getattr(decoder, option) and not decoder.high_resolution:
                 raise _error(f"decoder.{option}", "high_resolution as well", "high_resolution false", "set decoder.high_resolution to true")
 

@@ -1,9 +1,4 @@
-"""Image-text heads for pretraining the vision side: whole image with caption, and image token with name.
-
-The first is CLIP's symmetric cross-entropy (arXiv 2103.00020), with the language model as text tower. The second scores every image token
-against the word embeddings of names with a sigmoid (SigLIP's loss, arXiv 2303.15343, at the tokens), so that a token looks to the language
-model like the words for what it shows; to find a named thing is then a comparison of equals.
-"""
+"""Image-text heads for pretraining the vision side: CLIP's symmetric cross-entropy (arXiv 2103.00020), the language model as text tower."""
 
 from __future__ import annotations
 
@@ -22,8 +17,6 @@ class ContrastHead(nn.Module):
         self.image = nn.Linear(vision_width, width)
         self.text = nn.Linear(language_width, width)
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.patch_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.patch_bias = nn.Parameter(torch.tensor(-3.0))
 
     def image_text_loss(self, features: torch.Tensor, text: torch.Tensor, duplicate: torch.Tensor) -> torch.Tensor:
         """Features (I, g, g, Dv), text states (I, D), `duplicate` (I, I) bool = same caption (never a negative) -> scalar."""
@@ -34,8 +27,3 @@ class ContrastHead(nn.Module):
         logits = logits.masked_fill(off, -1e4)
         target = torch.arange(len(logits), device=logits.device)
         return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
-
-    def patch_logits(self, tokens: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-        """Image tokens (N, P, D) with the word embedding of one name each (N, D) -> logits (N, P) that the token shows the named thing."""
-        cosine = torch.einsum("npd,nd->np", functional.normalize(tokens, dim=-1), functional.normalize(words, dim=-1))
-        return self.patch_scale.exp().clamp(max=100) * cosine + self.patch_bias

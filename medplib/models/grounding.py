@@ -19,7 +19,7 @@ from medplib.models.config_grounding import GrounderConfig
 from medplib.models.conv_encoder import build_conv_encoder
 from medplib.models.features import ImageFeatures
 from medplib.models.geometry import unpad_resize, valid_mask
-from medplib.models.mask_decoder import DecodedMasks, HighResUpscaling, PresenceHead, decode_pairs, evidence
+from medplib.models.mask_decoder import DecodedMasks, HighResUpscaling, PresenceHead, Residual, decode_pairs, evidence
 from medplib.models.name_prompt import NamePromptEncoder
 from medplib.models.sam import build_sam_encoder
 from medplib.types import GroundingOutput, Letterbox
@@ -79,7 +79,7 @@ class PixelGrounder(nn.Module):
         normaliser: of the pixels.
         upscaling: high-resolution upscaling for encoders with skips.
         presence: presence head, None to give no presence logit.
-        prompt_skip: the hypernetwork also sees the prompt.
+        residual: the transformer corrects what prompt and embedding say, None = it replaces them.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class PixelGrounder(nn.Module):
         normaliser: PixelNormaliser,
         upscaling: HighResUpscaling | None = None,
         presence: PresenceHead | None = None,
-        prompt_skip: bool = False,
+        residual: Residual | None = None,
     ) -> None:
         super().__init__()
         self.image_encoder = image_encoder
@@ -100,7 +100,7 @@ class PixelGrounder(nn.Module):
         self.normaliser = normaliser
         self.upscaling = upscaling
         self.presence = presence
-        self.prompt_skip = prompt_skip
+        self.residual = residual
 
     @property
     def prompt_width(self) -> int:
@@ -151,6 +151,11 @@ class PixelGrounder(nn.Module):
         presence = None if self.presence is None else self.presence.evidence_weight * evidence(low_res) + self.presence.head[-1].bias
         return GroundingOutput(low_res, self._full_size(low_res), low_res.new_zeros(len(low_res)), presence)
 
+    def direct_weights(self, prompts: torch.Tensor) -> torch.Tensor:
+        """What `decode_directly` multiplies the upscaled features with, for prompts (N, C) -> (N, c): the mean logit of a cell's four."""
+        hyper = self.mask_decoder.output_hypernetworks_mlps[0](prompts)
+        return hyper if self.upscaling.subpixel is None else self.upscaling.subpixel(hyper).unflatten(1, (4, -1)).mean(dim=1)
+
     def _full_size(self, low_res: torch.Tensor) -> torch.Tensor:
         """(N, s, s) -> (N, S, S), bilinear."""
         size = self.prompt_encoder.input_image_size
@@ -174,7 +179,7 @@ class PixelGrounder(nn.Module):
             sparse=sparse.to(dtype),
             dense=dense.to(dtype),
             masks=masks,
-            prompt_skip=self.prompt_skip,
+            residual=self.residual,
         )
 
     def prompt_points(self, points: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -217,7 +222,7 @@ def build_grounder(config: GrounderConfig) -> PixelGrounder:
         normaliser=PixelNormaliser(per_image=config.normalisation == "image"),
         upscaling=upscaling,
         presence=PresenceHead(config.embed_dim, detached=decoder.presence_detached) if decoder.presence_head else None,
-        prompt_skip=decoder.prompt_skip,
+        residual=Residual(config.embed_dim) if decoder.residual else None,
     )
 
 

@@ -10,6 +10,9 @@ from torch import nn
 
 from medplib.models.moe import MoEConfig, Routing, install_experts
 
+_WORD_SCALE = 0.3
+"""Deviation of fresh word embeddings: of the size of what a layer adds to them."""
+
 
 @dataclass(frozen=True)
 class LanguageConfig:
@@ -44,6 +47,7 @@ class LanguageModel(nn.Module):
         self.width, self.vocab_size = self.model.config.hidden_size, config.vocab_size
         self.routing = Routing()
         self.expert_names = config.moe.experts if config.moe else ()
+        self.expert_of_task = {task: self.expert_names.index(name) for task, name in config.moe.tasks.items()} if config.moe else {}
         if config.moe is not None:
             install_experts(self.decoder.layers, config.moe, self.routing)
 
@@ -115,25 +119,12 @@ def _causal_lm(config: LanguageConfig) -> nn.Module:
         bos_token_id=1,
         eos_token_id=2,
         tie_word_embeddings=False,
+        initializer_range=0.7
+        * config.hidden_size**-0.5,  # attention scores and layer outputs of order one half: signals pass, none saturates
     )
     model = LlamaForCausalLM(sizes)
-    for layer in model.model.layers:
-        _attend_to_alike(layer.self_attn, config.heads)
+    nn.init.normal_(model.get_input_embeddings().weight, std=_WORD_SCALE)
     return model
-
-
-@torch.no_grad()
-def _attend_to_alike(attention: nn.Module, heads: int) -> None:
-    """Start a random attention layer as a comparison: equal orthonormal query and key projections in each head.
-
-    The idea of mimetic initialisation (arXiv 2305.09828). It lowers the validation loss at equal steps; it does not by itself teach a small
-    model to look for what a question names (docs/experiments.md).
-    """
-    weight = attention.q_proj.weight
-    per_head = weight.view(heads, -1, weight.shape[1])
-    for head in per_head:
-        nn.init.orthogonal_(head)
-    attention.k_proj.weight.copy_(weight)
 
 
 def prefix_mask(attention_mask: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:

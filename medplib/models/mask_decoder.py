@@ -81,6 +81,15 @@ class HighResUpscaling(nn.Module):
         return F.pixel_shuffle(weighted_sum(weights, features_Ncss), 2)
 
 
+class Residual(nn.Module):
+    """Per channel, how much of the transformer's output is added to the prompt and to the image embedding."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.full((width,), 0.1))
+        self.image = nn.Parameter(torch.full((width,), 0.1))
+
+
 class PresenceHead(nn.Module):
     """Is the prompted thing in the image? The strongest mask logits, and an MLP on the decoder's tokens and prompt x pooled image.
 
@@ -125,7 +134,7 @@ def decode_pairs(
     sparse: torch.Tensor,
     dense: torch.Tensor,
     masks: int = 1,
-    prompt_skip: bool = False,
+    residual: Residual | None = None,
 ) -> DecodedMasks:
     """Run the decoder on N (image, prompt) pairs; equal to the library's forward called pair by pair.
 
@@ -138,7 +147,7 @@ def decode_pairs(
         sparse: (N, T, C) prompt tokens.
         dense: (N, C, g, g) or anything that broadcasts to it, added to the image embedding.
         masks: K, how many mask tokens to decode; token 0 is the single-mask answer.
-        prompt_skip: add the mean prompt token to the mask tokens before the hypernetwork.
+        residual: what the transformer makes is a correction of prompt and embedding, None = it replaces them (as published).
     """
     count = image_index.shape[0]
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
@@ -146,8 +155,11 @@ def decode_pairs(
     source = features.embedding.index_select(0, image_index) + dense
     states, source = decoder.transformer(source, image_pe, tokens)
     source = source.transpose(1, 2).unflatten(2, features.embedding.shape[2:])
-    skip = sparse.mean(dim=1) if prompt_skip else 0.0
-    hyper = torch.stack([decoder.output_hypernetworks_mlps[k](states[:, 1 + k] + skip) for k in range(masks)], dim=1)
+    asked = [states[:, 1 + k] for k in range(masks)]
+    if residual is not None:
+        asked = [sparse.mean(dim=1) + residual.tokens * token for token in asked]
+        source = features.embedding.index_select(0, image_index) + residual.image[:, None, None] * source
+    hyper = torch.stack([decoder.output_hypernetworks_mlps[k](token) for k, token in enumerate(asked)], dim=1)
     if upscaling is None:
         logits = weighted_sum(hyper, decoder.output_upscaling(source))
     else:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from medplib.models.contrast import ContrastHead
+from medplib.models.evidence import GroundedWords
 from medplib.models.grounding import NamePromptEncoder, PixelGrounder
 from medplib.models.language import LanguageModel, prefix_mask
 from medplib.models.projector import Projector
@@ -40,6 +41,7 @@ class MedPLIB(nn.Module):
         vision, projector, region, language: the visual-language side.
         seg_projector, grounder: the pixel-grounding side, or None.
         names: prompt encoder for target names (pretraining and distillation of the grounder), or None.
+        words: evidence for the words that name something (language models from scratch), or None.
         contrast: image-text heads (pretraining of the vision encoder), or None.
     """
 
@@ -53,11 +55,13 @@ class MedPLIB(nn.Module):
         seg_projector: SegProjector | None,
         grounder: PixelGrounder | None,
         names: NamePromptEncoder | None,
+        words: GroundedWords | None,
         contrast: ContrastHead | None,
     ) -> None:
         super().__init__()
         self.vision, self.projector, self.region, self.language = vision, projector, region, language
-        self.seg_projector, self.grounder, self.names, self.contrast = seg_projector, grounder, names, contrast
+        self.seg_projector, self.grounder, self.names = seg_projector, grounder, names
+        self.words, self.contrast = words, contrast
 
     def embed(self, batch: Batch, features: torch.Tensor | None = None) -> torch.Tensor:
         """Inputs of the language model (B, L, D): word embeddings with image and region features in their places.
@@ -66,12 +70,25 @@ class MedPLIB(nn.Module):
         """
         if features is None:
             features = self.vision(batch.vision_pixels, batch.letterboxes)
-        embeds = self.language.embed(batch.input_ids)
+        embeds = self.embed_text(batch.input_ids, self.shown(batch, features))
         embeds = _place(embeds, batch.input_ids == IMAGE_PLACEHOLDER, self.projector(features))
         if len(batch.region_masks):
             tokens = self.region(features, batch.region_masks, batch.region_image)
             embeds = _place(embeds, batch.input_ids == REGION_PLACEHOLDER, tokens)
         return embeds
+
+    def shown(self, batch: Batch, features: torch.Tensor) -> torch.Tensor | None:
+        """What the words of each row carry of its images (B, K + 1, D), see `GroundedWords.shown`; None where words carry nothing."""
+        if self.words is None:
+            return None
+        counts = torch.tensor([len(records[0].images) for records in batch.records], device=features.device)
+        image_row = torch.arange(len(counts), device=features.device).repeat_interleave(counts)
+        return self.words.shown(features, image_row, len(counts))
+
+    def embed_text(self, ids: torch.Tensor, shown: torch.Tensor | None) -> torch.Tensor:
+        """Word embeddings (B, L, D) of ids (B, L), with what they carry of the image (`shown`, see there)."""
+        embeds = self.language.embed(ids)
+        return embeds if self.words is None or shown is None else self.words(embeds, ids, shown)
 
     def hidden(self, batch: Batch, features: torch.Tensor | None = None) -> torch.Tensor:
         """Last hidden states (B, L, D); `features` as in `embed`."""

@@ -29,11 +29,17 @@ class MoEConfig:
         gate: what an expert's output is multiplied by. "probability": its softmax probability as published (a single expert's output is
             scaled below one, bug B11); "renormalised": divided by the sum over the chosen, with a straight-through gradient when only
             one is chosen, so that the forward pass equals the expert and the router still learns.
+        tasks: task -> the expert that its words are drawn to by the loss term router_task; tasks that are not named are left alone.
     """
 
     experts: tuple[str, ...] = ("grounding", "vl")
     top_k: int = 1
     gate: Literal["probability", "renormalised"] = "renormalised"
+    tasks: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.tasks.values()) - set(self.experts)):
+            raise InputError(where="moe.tasks", expected=f"experts: {', '.join(self.experts)}", found=", ".join(unknown))
 
 
 @dataclass
@@ -125,6 +131,18 @@ def forced_expert(routing: Routing, names: tuple[str, ...], name: str | None) ->
         yield
     finally:
         routing.forced = previous
+
+
+def task_routing_loss(stats: RouterStats, wanted: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the router against the expert that each token's task names, mean over layers and tokens.
+
+    Args:
+        stats: of T real tokens.
+        wanted: (T,) index of the expert, -1 for tokens that may go anywhere. 0 when there are only such tokens.
+    """
+    known = wanted >= 0
+    chosen_LT = stats.probs[:, known].gather(2, wanted[known].expand(len(stats.probs), -1)[..., None])
+    return -chosen_LT.clamp(min=1e-9).log().sum() / max(1, chosen_LT.numel())
 
 
 def load_balancing_loss(stats: RouterStats) -> torch.Tensor:

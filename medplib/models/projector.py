@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from medplib.models.evidence import MapTokens
+
 
 @dataclass(frozen=True)
 class ProjectorConfig:
@@ -19,11 +21,12 @@ class ProjectorConfig:
 
 
 class Projector(nn.Module):
-    """Features (I, g, g, Dv) -> tokens (I, P, D) with P = (g / pool)^2."""
+    """Features (I, g, g, Dv) -> tokens (I, P, D): (g / pool)^2 of the grid, then one for each of the `maps` last channels."""
 
-    def __init__(self, *, config: ProjectorConfig, vision_width: int, language_width: int) -> None:
+    def __init__(self, *, config: ProjectorConfig, vision_width: int, language_width: int, maps: int = 0) -> None:
         super().__init__()
         self.pool = config.pool
+        self.maps = MapTokens(maps=maps, width=language_width) if maps else None
         self.layers = (
             nn.Linear(vision_width, language_width)
             if config.kind == "linear"
@@ -32,6 +35,9 @@ class Projector(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """See the class."""
-        if self.pool > 1:
-            features = functional.avg_pool2d(features.permute(0, 3, 1, 2), self.pool).permute(0, 2, 3, 1)
-        return self.layers(features.flatten(1, 2))
+        channels_first = features.permute(0, 3, 1, 2)
+        pooled = functional.avg_pool2d(channels_first, self.pool) if self.pool > 1 else channels_first
+        tokens = self.layers(pooled.flatten(2).transpose(1, 2))
+        if self.maps is None:
+            return tokens
+        return torch.cat([tokens, self.maps(channels_first[:, -len(self.maps.which) :])], dim=1)

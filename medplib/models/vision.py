@@ -16,6 +16,9 @@ from medplib.models.conv_encoder import STATISTICS
 from medplib.models.grounding import build_grounder, valid_mask
 from medplib.types import Letterbox
 
+EVIDENCE_SCALE = 4.0
+"""Mask logits are divided by it before tanh: most stay where the curve is nearly straight, none can drown the others."""
+
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -36,6 +39,9 @@ class VisionConfig:
         pretrained: load published weights (needs them on disk or a network).
         hf_config: CLIP configuration (JSON), written into checkpoints so that they load without `name`.
         grounder: sizes of that encoder, for kind "grounder".
+        names: things that encoder has learnt to draw, for kind "grounder". For each, the evidence that a cell shows it is one more channel
+            behind the fused ones; the projector makes one more token of it, and words that name the thing carry it.
+        name_ids: token ids of the names, written out by the stage that starts the encoder.
     """
 
     kind: Literal["clip", "timm", "grounder"] = "timm"
@@ -47,8 +53,12 @@ class VisionConfig:
     pretrained: bool = False
     hf_config: dict[str, Any] | None = None
     grounder: GrounderConfig | None = None
+    names: tuple[str, ...] = ()
+    name_ids: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        if self.names and self.kind != "grounder":
+            raise InputError(where="model.vision.names", expected="names only with kind 'grounder'", found=f"kind '{self.kind}'")
         if self.grounder is not None and (self.kind != "grounder" or self.grounder.image_size != self.image_size):
             raise InputError(
                 where="model.vision.grounder",
@@ -64,7 +74,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.grid, self.image_size = config.grid, config.image_size
         self.backbone = {"clip": _Clip, "timm": _timm, "grounder": _Grounder}[config.kind](config)
-        self.width = self.backbone.width
+        self.width, self.names = self.backbone.width, config.names
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD).view(1, 3, 1, 1), persistent=False)
 
@@ -112,7 +122,11 @@ class _Clip(nn.Module):
 
 
 class _Grounder(nn.Module):
-    """The grounder's convolutional encoder and upscaling; embedding, fine features and raw intensities are fused per cell."""
+    """The grounder's convolutional encoder and upscaling; embedding, fine features and raw intensities are fused per cell.
+
+    Behind the fused channels stands, for each of `config.names`, what the grounder would draw for it: the mask logit without the decoder's
+    transformer, averaged per cell and bounded, tanh(logit / 4).
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -124,9 +138,10 @@ class _Grounder(nn.Module):
             )
         whole = build_grounder(config.grounder)
         self.normaliser, self.image_encoder, self.upscaling = whole.normaliser, whole.image_encoder, whole.upscaling
-        self.grid, self.width = config.grid, config.width
+        self.grid, self.width = config.grid, config.width + len(config.names)
         fine = config.grounder.decoder.upscaled_width or config.grounder.embed_dim // 8
         self.fuse = nn.Sequential(nn.Linear(config.grounder.embed_dim + fine + STATISTICS, config.width), nn.GELU())
+        self.evidence = nn.Linear(fine, len(config.names), bias=False) if config.names else None
 
     def forward(self, pixels: torch.Tensor, letterboxes: Sequence[Letterbox]) -> torch.Tensor:
         normal, statistics = self.normaliser(pixels, valid_mask(letterboxes, pixels.device))
@@ -136,7 +151,11 @@ class _Grounder(nn.Module):
         coarse = functional.interpolate(features.embedding, size, mode="bilinear", align_corners=False)
         cells = torch.cat([coarse, functional.adaptive_avg_pool2d(fine, size)], dim=1).permute(0, 2, 3, 1)
         raw = features.statistics[:, None, None].expand(*cells.shape[:3], -1)
-        return self.fuse(torch.cat([cells, raw], dim=-1))
+        fused = self.fuse(torch.cat([cells, raw], dim=-1))
+        if self.evidence is None:
+            return fused
+        shown = cells[..., -fine.shape[1] :]  # the mean of a linear map is the map of the mean
+        return torch.cat([fused, torch.tanh(self.evidence(shown) / EVIDENCE_SCALE)], dim=-1)
 
 
 def _timm(config: VisionConfig) -> nn.Module:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from medplib.config import from_dict
 from medplib.errors import InputError
 from medplib.lineage import TOKENIZER, Checkpoint, Lineage, load_checkpoint
 from medplib.models.build import ModelConfig, build_model
-from medplib.models.load import check_keys
+from medplib.models.load import check_keys, load_model
 from medplib.models.medplib import MedPLIB
 from medplib.models.vision import VisionConfig
 from medplib.tokenizer import load_tokenizer
@@ -48,10 +49,10 @@ def assemble(stage: StageConfig) -> Assembled:
     _same_tokenizer(parents)
     base = parents.get("base")
     tokenizer = load_tokenizer(stage.tokenizer if base is None else base.folder / TOKENIZER)
-    config = _config(stage, base, parents)
+    config = _with_name_ids(_config(stage, base, parents), tokenizer)
     torch.manual_seed(stage.seed)
     model = build_model(config, vocab_size=len(tokenizer))
-    state = _collect(stage, base, parents, seg_row=tokenizer.convert_tokens_to_ids(SEG))
+    state = _collect(stage, config, base, parents, seg_row=tokenizer.convert_tokens_to_ids(SEG))
     _load(model, state, stage, config)
     return Assembled(model, tokenizer, _resolved(config, model), {role: parent.lineage for role, parent in parents.items()})
 
@@ -97,6 +98,12 @@ def _vision(config: VisionConfig, other: ModelConfig, parent: Parent) -> VisionC
     return replace(config, kind="grounder", grounder=other.grounder)
 
 
+def _with_name_ids(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> ModelConfig:
+    """The configuration with the tokens of `vision.names` as they stand inside a sentence."""
+    ids = tuple(tuple(tokenizer(f" {name}", add_special_tokens=False)["input_ids"]) for name in config.vision.names)
+    return replace(config, vision=replace(config.vision, name_ids=ids))
+
+
 def _resolved(config: ModelConfig, model: MedPLIB) -> ModelConfig:
     """The configuration with what pretrained parts brought written out, so that a checkpoint needs no outside folder."""
     language = replace(config.language, vocab_size=model.language.vocab_size)
@@ -106,7 +113,9 @@ def _resolved(config: ModelConfig, model: MedPLIB) -> ModelConfig:
     return replace(config, language=language, vision=vision)
 
 
-def _collect(stage: StageConfig, base: Checkpoint | None, parents: dict[str, Checkpoint], *, seg_row: int) -> dict[str, torch.Tensor]:
+def _collect(
+    stage: StageConfig, config: ModelConfig, base: Checkpoint | None, parents: dict[str, Checkpoint], *, seg_row: int
+) -> dict[str, torch.Tensor]:
     """Every tensor with its origin resolved."""
     taken = tuple(stage.init.parts)
     state: dict[str, torch.Tensor] = {}
@@ -115,7 +124,7 @@ def _collect(stage: StageConfig, base: Checkpoint | None, parents: dict[str, Che
     for role, parent in parents.items():
         kind, _, name = role.partition(":")
         if kind == "part":
-            state |= _part(parent, name, stage.init.parts[name].part or name)
+            state |= _part(parent, name, stage.init.parts[name].part or name, name_ids=config.vision.name_ids)
         elif kind == "expert":
             for key, tensor in parent.tensors(lambda key: bool(_MLP.match(key))).items():
                 prefix, rest = _MLP.match(key).groups()
@@ -129,15 +138,29 @@ def _collect(stage: StageConfig, base: Checkpoint | None, parents: dict[str, Che
     return state
 
 
-def _part(parent: Checkpoint, name: str, there: str) -> dict[str, torch.Tensor]:
-    """The tensors of a part under their names here. A vision encoder of kind "grounder" takes what it has of a grounder."""
+def _part(parent: Checkpoint, name: str, there: str, *, name_ids: tuple[tuple[int, ...], ...]) -> dict[str, torch.Tensor]:
+    """The tensors of a part under their names here. A vision encoder of kind "grounder" takes what it has of a grounder, and what that
+    one draws for the names of `name_ids`.
+    """
     found = parent.tensors(lambda key: covers(there, key))
     if (name, there) == ("vision", "grounder"):
         kept = ("grounder.image_encoder.", "grounder.upscaling.")
         found = {key.replace("grounder.", "vision.backbone.", 1): tensor for key, tensor in found.items() if key.startswith(kept)}
+        if name_ids:
+            found["vision.backbone.evidence.weight"] = _evidence(parent, name_ids)
     if not found:
         raise InputError(where=f"part:{name} {parent.folder}", expected=f"tensors of {there}", found="none")
     return found
+
+
+@torch.no_grad()
+def _evidence(parent: Checkpoint, name_ids: tuple[tuple[int, ...], ...]) -> torch.Tensor:
+    """Per name, the weights (K, c) with which the parent's grounder draws it directly."""
+    model, _, _ = load_model(parent)
+    if model.names is None:
+        raise InputError(where=f"model.vision.names with {parent.folder}", expected="a grounder that names prompt", found="one without")
+    padded = pad_sequence([torch.tensor(ids) for ids in name_ids], batch_first=True, padding_value=-1)
+    return model.grounder.direct_weights(model.names(padded))
 
 
 def _load(model: MedPLIB, state: dict[str, torch.Tensor], stage: StageConfig, config: ModelConfig) -> None:

@@ -33,8 +33,8 @@ class LossWeights:
     presence: float = 0.0
     distill: float = 0.0
     contrastive: float = 0.0
-    patch_name: float = 0.0
     router: float = 0.0
+    router_task: float = 0.0
 
     @property
     def needs_masks(self) -> bool:
@@ -48,7 +48,8 @@ class LossTerms:
 
     `lm` averages over all answer tokens; `answer` first inside each answer and then over answers, so that a "yes" counts as much as a
     description of forty words, beside which its gradient would be lost. `decision` is the cross-entropy of the one token that chooses
-    between `<SEG>` and a refusal; `lm` contains it, diluted by all others.
+    between `<SEG>` and a refusal; `lm` contains it, diluted by all others. `router` balances the experts, `router_task` draws the words of
+    a task to the expert that the mixture's configuration names for it.
     """
 
     lm: torch.Tensor | None = None
@@ -61,8 +62,8 @@ class LossTerms:
     presence: torch.Tensor | None = None
     distill: torch.Tensor | None = None
     contrastive: torch.Tensor | None = None
-    patch_name: torch.Tensor | None = None
     router: torch.Tensor | None = None
+    router_task: torch.Tensor | None = None
 
     def items(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, value) of the terms that are there, in the order of the fields."""

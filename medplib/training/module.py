@@ -49,8 +49,7 @@ class StageModule(L.LightningModule):
 
     def input_spec(self) -> InputSpec:
         """How this stage wants to be fed: no grounder pixels where nothing reads them."""
-        needs_sam = self.model.grounder is not None or self.stage.objective == "contrastive"
-        return input_spec(self.config, with_sam=needs_sam)
+        return input_spec(self.config, with_sam=self.model.grounder is not None)
 
     def _choose_trained(self) -> tuple[str, ...]:
         """Set requires_grad by part and return the parts that train."""

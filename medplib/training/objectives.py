@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from medplib.models.grounding import valid_mask
 from medplib.models.language import prefix_mask
 from medplib.models.medplib import MedPLIB
-from medplib.models.moe import load_balancing_loss
+from medplib.models.moe import load_balancing_loss, task_routing_loss
 from medplib.tokens import IGNORE_LABEL
 from medplib.training import losses
 from medplib.training.losses import LossTerms, LossWeights
@@ -43,7 +43,19 @@ def conversation(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerm
         terms = replace(terms, distill=(out.target_prompts - wanted).square().sum() / wanted.square().sum().clamp(min=1e-6))
     if out.router is not None and weights.router:
         terms = replace(terms, router=load_balancing_loss(out.router))
+    if out.router is not None and weights.router_task:
+        terms = replace(terms, router_task=task_routing_loss(out.router, _expert_of_token(batch, model.language.expert_of_task)))
     return terms
+
+
+def _expert_of_token(batch: Batch, expert_of_task: dict[str, int]) -> torch.Tensor:
+    """(T,) for the real tokens: index of the expert that the task of their conversation names, -1 for none and for the shared prefix."""
+    most = max(len(records) for records in batch.records)
+    table = torch.full((len(batch.records), most + 1), -1, dtype=torch.int64)
+    for row, records in enumerate(batch.records):
+        for number, record in enumerate(records, 1):
+            table[row, number] = expert_of_task.get(record.meta.task, -1)
+    return table.to(batch.segments.device).gather(1, batch.segments)[batch.attention_mask]
 
 
 def _per_answer(per_token: torch.Tensor, target: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
@@ -171,36 +183,15 @@ def _boxes(masks: torch.Tensor) -> torch.Tensor:
 
 
 def contrastive(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
-    """Stage 0 of the vision and language side: captions against images, names against image tokens, and the text read with the image."""
+    """Stage 0 of the vision and language side: captions against images, and the text read with the image."""
     features = model.vision(batch.vision_pixels, batch.letterboxes)
-    tokens = model.projector(features)
     terms = _text_terms(model, batch, features)
     captions, rows = _captions(batch)
-    if len(rows) > 1:
+    if len(rows) > 1 and weights.contrastive:
         ids, mask = captions
         duplicate = (ids[:, None] == ids[None]).all(dim=-1)
         terms = replace(terms, contrastive=model.contrast.image_text_loss(features[rows], _text_states(model, ids, mask), duplicate))
-    if len(batch.names):
-        known = (batch.name_ids >= 0)[..., None]
-        words = (model.language.embed(batch.name_ids.clamp(min=0)) * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
-        logits = model.contrast.patch_logits(tokens[batch.target_image], words)
-        coverage = functional.adaptive_avg_pool2d(_on_vision_canvas(batch), round(logits.shape[1] ** 0.5)).flatten(1)
-        terms = replace(terms, patch_name=_patch_loss(logits, coverage, batch.target_present))
     return terms
-
-
-def _patch_loss(logits: torch.Tensor, coverage: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Sigmoid cross-entropy per token (N, P) against how much of it the target covers; small things count as much as large ones."""
-    soft = (coverage * 2).clamp(max=1)  # a patch that is half covered shows it
-    loss = functional.binary_cross_entropy_with_logits(logits, soft, reduction="none")
-    inside = (loss * soft).sum(dim=1) / soft.sum(dim=1).clamp(min=1e-3)
-    outside = (loss * (1 - soft)).sum(dim=1) / (1 - soft).sum(dim=1).clamp(min=1e-3)
-    return (outside + torch.where(present, inside, torch.zeros_like(inside))).mean()
-
-
-def _on_vision_canvas(batch: Batch) -> torch.Tensor:
-    """Target masks (N, S, S) as fractions. Both branches letterbox alike, so the square is the same up to its size."""
-    return batch.target_masks.float() / 255
 
 
 def _captions(batch: Batch) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:

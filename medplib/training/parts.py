@@ -23,7 +23,7 @@ PARTS: dict[str, re.Pattern[str]] = {
         "grounder.prompt_encoder": r"^grounder\.prompt_encoder\.",
         "grounder.mask_decoder.upscaling": r"^grounder\.upscaling\.",
         "grounder.mask_decoder.transformer": r"^grounder\.mask_decoder\.transformer\.",
-        "grounder.mask_decoder.heads": r"^grounder\.mask_decoder\.",
+        "grounder.mask_decoder.heads": r"^grounder\.(mask_decoder|residual)\.",
         "grounder.presence": r"^grounder\.presence\.",
         "vision.fuse": r"^vision\.backbone\.fuse\.",
         "vision.encoder": r"^vision\.",
@@ -31,6 +31,7 @@ PARTS: dict[str, re.Pattern[str]] = {
         "region": r"^region\.",
         "seg_projector": r"^seg_projector\.",
         "names": r"^names\.",
+        "words": r"^words\.",
         "contrast": r"^contrast\.",
     }.items()
 }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from medplib.data.answers import locating_answer
 from medplib.data.phantom import catalog
 from medplib.data.phantom.case import Facts
 from medplib.data.phantom.ledger import Ledger
 from medplib.data.phantom.records import Conversation, NamedTarget
-from medplib.data.phantom.templates import ABSENT
 
 PAIR_SHARE = 0.15
 EASY_ABSENT_SHARE = 0.03
@@ -23,11 +23,7 @@ def _target(facts: Facts, name: str) -> NamedTarget:
 
 def answer_text(targets: tuple[NamedTarget, ...]) -> str:
     """The answer to a request for one or several targets, with one `<SEG>` per visible target."""
-    if len(targets) == 1:
-        (target,) = targets
-        return ABSENT.format(a=target.name) if target.mask is None else f"<SEG><mask>{target.mask}</mask>"
-    parts = [f"no {t.name}" if t.mask is None else f"{t.name} <SEG><mask>{t.mask}</mask>" for t in targets]
-    return ", ".join(parts) + "."
+    return locating_answer([(t.name, None if t.mask is None else f"<SEG><mask>{t.mask}</mask>") for t in targets])
 
 
 def _cell(facts: Facts, name: str) -> tuple[str, ...]:
@@ -87,10 +83,9 @@ def ground(facts: Facts, ledger: Ledger, share: float, rng: np.random.Generator)
         left.remove(names[0])
         if left and rng.random() < PAIR_SHARE:
             second = _next_name(facts, left, ledger, share, rng)
-            if "present" in (_answer(facts, names[0]), _answer(facts, second)):
-                left.remove(second)
-                names.append(second)
-                names = [names[i] for i in rng.permutation(2)]
+            left.remove(second)
+            names.append(second)
+            names = [names[i] for i in rng.permutation(2)]
         for name in names:
             ledger.add(_cell(facts, name), _answer(facts, name))
         asked.append(_ask(facts, names, ledger, rng))

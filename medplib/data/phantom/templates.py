@@ -123,9 +123,6 @@ QUESTIONS: dict[Kind, tuple[str, ...]] = {
     ),
 }
 
-ABSENT = "There is no {a} in this image."
-"""The one refusal: one wording makes the first answer token the whole decision."""
-
 
 def with_article(name: str) -> str:
     """The name after "a" or "an"; empty for no name."""

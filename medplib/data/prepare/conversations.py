@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medplib.data.answers import locating_answer
 from medplib.data.prepare import phrases
 from medplib.data.prepare.absence import AbsenceRules
 from medplib.data.prepare.decode import ImageFacts, Structure
@@ -195,10 +196,7 @@ class _Writer:
         """A question for named structures (None: absent) and its answer."""
         names = [name for name, _ in wanted]
         question = template.format(name=names[0], names=phrases.join_names(names), modality=image.modality)
-        if len(wanted) == 1:
-            answer = SEG if wanted[0][1] else phrases.refusal(names[0])
-        else:
-            answer = ", ".join(f"{name} {SEG}" if structure else f"no {name}" for name, structure in wanted) + "."
+        answer = locating_answer([(name, SEG if structure else None) for name, structure in wanted])
         targets = tuple(Target(name, self.root / structure.mask if structure else None) for name, structure in wanted)
         self._add(image, "grounding", question, answer, targets=targets)
 

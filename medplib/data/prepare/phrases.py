@@ -48,11 +48,6 @@ def join_names(names: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def refusal(name: str) -> str:
-    """The answer to a question for something that is not there."""
-    return f"There is no {name} in this image."
-
-
 def description(modality: str, names: Sequence[str]) -> str:
     """One sentence about an image and what is labelled in it."""
     article = "An" if modality[:1].lower() in "aeio" or modality.upper() in ("MR", "MRI", "X-RAY", "US") else "A"

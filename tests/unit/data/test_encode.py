@@ -49,7 +49,11 @@ def _present(name: str) -> Target:
         ("<SEG>", [_present("liver")], 1),
         ("liver <SEG>, spleen <SEG>.", [_present("liver"), _present("spleen")], 2),
         ("There is no liver in this image.", [Target("liver", None)], 1),
-        ("liver <SEG>, no spleen.", [_present("liver"), Target("spleen", None)], 1),
+        ("liver <SEG>, no spleen.", [_present("liver"), Target("spleen", None)], 1),  # "no" has decided already
+        ("liver <SEG>, spleen not visible.", [_present("liver"), Target("spleen", None)], 2),
+        ("spleen not visible, liver <SEG>.", [Target("spleen", None), _present("liver")], 2),
+        ("liver not visible, spleen not visible.", [Target("liver", None), Target("spleen", None)], 2),
+        ("Neither can be seen.", [Target("liver", None), Target("spleen", None)], 1),
     ],
 )
 def test_deciding_states(answer: str, targets: list[Target], count: int) -> None:

@@ -19,7 +19,7 @@ BAD = [
     ({"decoder": DecoderConfig(high_resolution=True)}, "decoder.high_resolution"),
     ({"kind": "conv", "decoder": DecoderConfig(subpixel=True)}, "decoder.subpixel"),
     ({"kind": "conv", "decoder": DecoderConfig(upscaled_width=8)}, "decoder.upscaled_width"),
-    ({"kind": "conv", "decoder": DecoderConfig(prompt_skip=True)}, "decoder.prompt_skip"),
+    ({"kind": "conv", "decoder": DecoderConfig(residual=True)}, "decoder.residual"),
 ]
 
 

@@ -205,7 +205,7 @@ def test_subpixel_starts_from_the_coarser_map():
 
 def direct_grounder():
     """A small conv grounder whose decoder can also do without its transformer."""
-    decoder = DecoderConfig(1, 2, 32, 0, high_resolution=True, subpixel=True, upscaled_width=8, prompt_skip=True, presence_head=True)
+    decoder = DecoderConfig(1, 2, 32, 0, high_resolution=True, subpixel=True, upscaled_width=8, residual=True, presence_head=True)
     config = GrounderConfig("conv", 64, 32, "image", conv=ConvConfig(4, (8, 8, 16, 16)), decoder=decoder)
     torch.manual_seed(0)
     return build_grounder(config).eval()
@@ -228,15 +228,16 @@ def test_direct_decoding_is_hypernetwork_times_upscaled_image():
         torch.testing.assert_close(out.presence_logit[n], wanted)
 
 
-def test_prompt_skip_reaches_the_hypernetwork():
-    """With the transformer's output held at zero, the masks still depend on the prompt."""
+def test_residual_decoder_starts_from_what_is_drawn_directly():
+    """Without the transformer's share the whole decoder equals `decode_directly`; with it, it does not."""
     model = direct_grounder()
-    features = model.encode(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8), [Letterbox.fit((64, 64), 64)])
-    for parameter in model.mask_decoder.transformer.norm_final_attn.parameters():
-        torch.nn.init.zeros_(parameter)
-    image = torch.zeros(2, dtype=torch.int64)
-    first, second = model.decode(features, image, torch.randn(2, 32)).mask_logits
-    assert (first - second).abs().max() > 1e-3
+    features = model.encode(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), [Letterbox.fit((64, 64), 64)] * 2)
+    image, prompts = torch.tensor([1, 0, 1]), torch.randn(3, 32)
+    wanted = model.decode_directly(features, image, prompts).mask_logits
+    assert (model.decode(features, image, prompts).mask_logits - wanted).abs().max() > 1e-3
+    for factor in model.residual.parameters():
+        torch.nn.init.zeros_(factor)
+    torch.testing.assert_close(model.decode(features, image, prompts).mask_logits, wanted, atol=1e-5, rtol=1e-5)
 
 
 sides = st.integers(1, 400)

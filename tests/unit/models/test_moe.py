@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from medplib.errors import InputError
-from medplib.models.moe import MoEConfig, MoEMLP, Routing, forced_expert, load_balancing_loss
+from medplib.models.moe import MoEConfig, MoEMLP, Routing, forced_expert, load_balancing_loss, task_routing_loss
+from medplib.types import RouterStats
 
 NAMES = ("a", "b", "c")
 
@@ -75,3 +78,17 @@ def test_load_balancing_loss() -> None:
     skewed = RouterStats(torch.tensor([[[1.0, 0.0]] * 4]), torch.zeros(1, 4, 1, dtype=torch.int64))
     assert float(load_balancing_loss(even)) == pytest.approx(1.0)
     assert float(load_balancing_loss(skewed)) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "loss"),
+    [([0, 1], -(math.log(0.8) + math.log(0.3)) / 2), ([1, -1], -math.log(0.2)), ([-1, -1], 0.0)],
+)
+def test_task_routing_loss(wanted: list[int], loss: float) -> None:
+    stats = RouterStats(torch.tensor([[[0.8, 0.2], [0.7, 0.3]]]), torch.zeros(1, 2, 1, dtype=torch.int64))
+    assert float(task_routing_loss(stats, torch.tensor(wanted))) == pytest.approx(loss, abs=1e-6)
+
+
+def test_tasks_name_experts() -> None:
+    with pytest.raises(InputError, match=r"moe\.tasks.*found segment"):
+        MoEConfig(experts=("grounding", "vl"), tasks={"grounding": "segment"})

@@ -103,7 +103,7 @@ def test_two_wordings_of_each_kind_are_kept_from_training(train, random_facts):
         ([("liver", "masks/a.png")], "<SEG><mask>masks/a.png</mask>"),
         ([("liver", None)], "There is no liver in this image."),
         ([("liver", "m/a.png"), ("spleen", "m/b.png")], "liver <SEG><mask>m/a.png</mask>, spleen <SEG><mask>m/b.png</mask>."),
-        ([("liver", "m/a.png"), ("spleen", None)], "liver <SEG><mask>m/a.png</mask>, no spleen."),
+        ([("liver", "m/a.png"), ("spleen", None)], "liver <SEG><mask>m/a.png</mask>, spleen not visible."),
     ],
 )
 def test_answers_to_grounding_requests(targets, text):

@@ -1,0 +1,49 @@
+"""The decision between a mask and a refusal: asked only where the language model hesitates, at any word of the answer."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from medplib.inference.calibration import PresenceCalibration
+from medplib.inference.predictor import _PresenceGate
+
+SEG, NOT, YES = 2, 1, 0
+
+
+def _gate(threshold: float | None, rows: int = 1) -> _PresenceGate:
+    rule = None if threshold is None else PresenceCalibration(("language model",), (1.0,), 0.0, threshold, "test", 1, 1)
+    model = SimpleNamespace(grounder=SimpleNamespace(presence=None))
+    return _PresenceGate(SimpleNamespace(seg_id=SEG, calibration=rule, model=model), object(), torch.arange(rows))
+
+
+def _ask(gate: _PresenceGate, step: int, *rows: tuple[float, float, float], live: list[bool] | None = None) -> list[int]:
+    probabilities = torch.tensor(rows)
+    alive = torch.tensor(live if live is not None else [True] * len(rows))
+    return gate.decide(step, torch.zeros(len(rows), 4), probabilities.log(), alive).tolist()
+
+
+@pytest.mark.parametrize("step", [0, 3])
+@pytest.mark.parametrize(
+    ("threshold", "probabilities", "said"),
+    [
+        (0.3, (0.0, 0.6, 0.4), SEG),  # the rule's threshold lies below the language model's own
+        (0.7, (0.1, 0.3, 0.6), NOT),  # above: the most likely other word is said
+        (0.01, (0.5, 0.4, 0.1), YES),  # too unlikely to be a question for a mask
+        (None, (0.0, 0.6, 0.4), NOT),  # without a rule the most likely word
+    ],
+)
+def test_what_is_said(step: int, threshold: float | None, probabilities: tuple[float, float, float], said: int) -> None:
+    assert _ask(_gate(threshold), step, probabilities) == [said]
+
+
+def test_scores_of_the_first_word_are_kept_and_each_mask_has_its_own() -> None:
+    gate = _gate(0.5, rows=2)
+    _ask(gate, 0, (0.8, 0.1, 0.1), (0.1, 0.1, 0.8))
+    _ask(gate, 1, (0.1, 0.0, 0.9), (0.0, 0.3, 0.7), live=[True, False])
+    assert gate.lm_logit == pytest.approx([-2.1972, 1.3863], abs=1e-3)
+    assert gate.probability == pytest.approx([0.1, 0.8], abs=1e-6)
+    assert gate.said[0] == pytest.approx([0.9])  # a finished row says nothing more
+    assert gate.said[1] == pytest.approx([0.8])
