@@ -8,6 +8,12 @@ REFUSAL = "There is no {name} in this image."
 """The answer to a question for one absent thing; its first token is the decision."""
 
 
+NOT_IN_LIST = "not visible"
+
+REFUSAL_STARTS = (" There is no", f" {NOT_IN_LIST}")
+"""How refusals go on where a mask could stand instead: in an answer about one thing, and behind a name in a list."""
+
+
 def locating_answer(wanted: Sequence[tuple[str, str | None]]) -> str:
     """The answer to a request for one or several things.
 
@@ -21,4 +27,4 @@ def locating_answer(wanted: Sequence[tuple[str, str | None]]) -> str:
     if len(wanted) == 1:
         ((name, mask),) = wanted
         return REFUSAL.format(name=name) if mask is None else mask
-    return ", ".join(f"{name} not visible" if mask is None else f"{name} {mask}" for name, mask in wanted) + "."
+    return ", ".join(f"{name} {NOT_IN_LIST}" if mask is None else f"{name} {mask}" for name, mask in wanted) + "."

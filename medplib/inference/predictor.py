@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medplib.data.answers import REFUSAL_STARTS
 from medplib.data.collate import Collator
 from medplib.data.encode import Loaded, SampleEncoder
 from medplib.data.sources.questions import names_in_question
@@ -86,6 +87,8 @@ class Predictor:
         self.model.to(device)
         self.device, self.expert, self.max_new_tokens = device, expert, max_new_tokens
         self.seg_id, self.eos_id = self.tokenizer.convert_tokens_to_ids(SEG), self.tokenizer.eos_token_id
+        starts = [self.tokenizer(words, add_special_tokens=False)["input_ids"][0] for words in REFUSAL_STARTS]
+        self.refusal_ids = sorted(set(starts) - {self.tokenizer.unk_token_id})
         self.spec = input_spec(self.config, with_sam=self.model.grounder is not None)
         path = self.checkpoint.folder / CALIBRATION
         self.calibration = PresenceCalibration.load(path) if calibrated and path.exists() else None
@@ -186,12 +189,12 @@ class Predictor:
 class _PresenceGate:
     """Decides between `<SEG>` and a refusal wherever the language model hesitates between them; keeps the scores it saw.
 
-    Only states to which the language model gives `<SEG>` more than the probability ASKED are judged, so other answers are untouched
-    (docs/experiments.md). `lm_logit`, `presence_logit` and `probability` are those of the first answer token; `said` holds, per row, the
+    It hesitates where `<SEG>` and the words that start a refusal together have most of the probability; other answers are untouched.
+    `lm_logit`, `presence_logit` and `probability` are those of the first answer token; `said` holds, per row, the
     probability behind each `<SEG>` in order.
     """
 
-    ASKED = 0.15
+    ASKED = 0.5
 
     def __init__(self, predictor: Predictor, features: ImageFeatures | None, image_of_row: torch.Tensor) -> None:
         self.predictor, self.features, self.image_of_row = predictor, features, image_of_row
@@ -206,7 +209,8 @@ class _PresenceGate:
         seg, rest = logprobs[:, seg_id], logprobs.clone()
         rest[:, seg_id] = -torch.inf
         lm_logit = seg - rest.logsumexp(dim=-1)
-        asked = live & (seg.exp() > self.ASKED)
+        refusals = self.predictor.refusal_ids
+        asked = live & (seg.exp() + logprobs[:, refusals].exp().sum(dim=1) > self.ASKED)
         judged = live if step == 0 else asked
         presence_logit = self._head(states, judged)
         probability = self._probability(lm_logit, presence_logit, judged)
@@ -216,7 +220,7 @@ class _PresenceGate:
         for row in asked.nonzero().squeeze(1).tolist():
             if probability[row] is not None:
                 present = probability[row] >= self.predictor.calibration.threshold
-                chosen[row] = seg_id if present else rest[row].argmax()
+                chosen[row] = seg_id if present else refusals[int(logprobs[row, refusals].argmax())]
         for row in (live & (chosen == seg_id)).nonzero().squeeze(1).tolist():
             self.said[row].append(probability[row])
         return chosen

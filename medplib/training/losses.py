@@ -21,7 +21,11 @@ FOCAL_ALPHA = 0.25
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Factor of each loss term; 0 leaves a term out even where it was computed."""
+    """Factor of each loss term; 0 leaves a term out even where it was computed.
+
+    `mask_share` is no factor: in this share of the steps masks are decoded at all. Prompts that are fitted to those of names need the mask
+    losses only now and then, and without them a step costs half.
+    """
 
     lm: float = 1.0
     answer: float = 0.0
@@ -35,6 +39,7 @@ class LossWeights:
     contrastive: float = 0.0
     router: float = 0.0
     router_task: float = 0.0
+    mask_share: float = 1.0
 
     @property
     def needs_masks(self) -> bool:

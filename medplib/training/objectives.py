@@ -31,6 +31,7 @@ than many steps with few, because a call of the decoder has a price of its own."
 def conversation(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
     """Stages I to IV: cross-entropy of the answers, mask losses of their targets, presence, distillation from name prompts, router."""
     with_masks = model.grounder is not None and weights.needs_masks and len(batch.names) > 0
+    with_masks = with_masks and (weights.mask_share >= 1 or float(torch.rand(())) < weights.mask_share)
     out = model(batch, with_masks=with_masks)
     per_token = functional.cross_entropy(out.label_logits, out.label_ids, reduction="none")
     answer = _per_answer(per_token, batch.labels[:, 1:] != IGNORE_LABEL, batch.segments[:, 1:])

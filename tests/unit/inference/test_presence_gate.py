@@ -16,7 +16,8 @@ SEG, NOT, YES = 2, 1, 0
 def _gate(threshold: float | None, rows: int = 1) -> _PresenceGate:
     rule = None if threshold is None else PresenceCalibration(("language model",), (1.0,), 0.0, threshold, "test", 1, 1)
     model = SimpleNamespace(grounder=SimpleNamespace(presence=None))
-    return _PresenceGate(SimpleNamespace(seg_id=SEG, calibration=rule, model=model), object(), torch.arange(rows))
+    predictor = SimpleNamespace(seg_id=SEG, refusal_ids=[NOT], calibration=rule, model=model)
+    return _PresenceGate(predictor, object(), torch.arange(rows))
 
 
 def _ask(gate: _PresenceGate, step: int, *rows: tuple[float, float, float], live: list[bool] | None = None) -> list[int]:
@@ -30,8 +31,8 @@ def _ask(gate: _PresenceGate, step: int, *rows: tuple[float, float, float], live
     ("threshold", "probabilities", "said"),
     [
         (0.3, (0.0, 0.6, 0.4), SEG),  # the rule's threshold lies below the language model's own
-        (0.7, (0.1, 0.3, 0.6), NOT),  # above: the most likely other word is said
-        (0.01, (0.5, 0.4, 0.1), YES),  # too unlikely to be a question for a mask
+        (0.7, (0.35, 0.05, 0.6), NOT),  # above: it is refused, whatever else is likely
+        (0.01, (0.6, 0.2, 0.2), YES),  # neither a mask nor a refusal: hardly a question for a mask
         (None, (0.0, 0.6, 0.4), NOT),  # without a rule the most likely word
     ],
 )
