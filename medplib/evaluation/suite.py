@@ -55,7 +55,9 @@ class SuiteConfig:
         vqa: files of closed and open questions.
         region: files of region questions.
         calibrate: validation files on which the presence rule is fitted before anything else; empty keeps what the checkpoint has.
-        max_false_positives: share of absent targets that may be claimed on the validation files when the threshold is chosen.
+        calibrate_limit: at most so many of those records; 0 = all.
+        max_false_positives: share of absent targets that may be claimed on those files when the threshold is chosen; None chooses the
+            highest balanced accuracy.
         controls: see ControlsConfig; they use the first grounding set and the vqa files.
         batch_size: conversations per forward.
         limit: at most so many records per set, evenly spaced; 0 = all.
@@ -66,7 +68,8 @@ class SuiteConfig:
     vqa: tuple[str, ...] = ()
     region: tuple[str, ...] = ()
     calibrate: tuple[str, ...] = ()
-    max_false_positives: float = 0.03
+    calibrate_limit: int = 0
+    max_false_positives: float | None = 0.03
     controls: ControlsConfig = field(default_factory=ControlsConfig)
     batch_size: int = 16
     limit: int = 0
@@ -109,6 +112,7 @@ class Suite:
     def _calibration(self, predictor: Predictor, name: str) -> PresenceCalibration:
         """The presence rule of a model, fitted on validation questions that ask for one thing."""
         records = [r for r in self._records(self.config.calibrate) if len(r.targets) == 1]
+        records = spread(records, self.config.calibrate_limit)
         answers = self._ask(predictor, records, name).answers
         names = ["language model"] + (["presence head"] if answers[0].presence_logit is not None else [])
         logits = np.array([[a.lm_logit, a.presence_logit][: len(names)] for a in answers], np.float64)

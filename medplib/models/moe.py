@@ -134,15 +134,16 @@ def forced_expert(routing: Routing, names: tuple[str, ...], name: str | None) ->
 
 
 def task_routing_loss(stats: RouterStats, wanted: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the router against the expert that each token's task names, mean over layers and tokens.
+    """Cross-entropy of the router against the expert that each token's task names: mean over layers and tokens, then over named experts.
+
+    Every expert counts the same, because a short answer with a mask must not be outvoted by long answers.
 
     Args:
         stats: of T real tokens.
         wanted: (T,) index of the expert, -1 for tokens that may go anywhere. 0 when there are only such tokens.
     """
-    known = wanted >= 0
-    chosen_LT = stats.probs[:, known].gather(2, wanted[known].expand(len(stats.probs), -1)[..., None])
-    return -chosen_LT.clamp(min=1e-9).log().sum() / max(1, chosen_LT.numel())
+    losses = [-stats.probs[:, wanted == index, index].clamp(min=1e-9).log().mean() for index in wanted[wanted >= 0].unique().tolist()]
+    return torch.stack(losses).mean() if losses else stats.probs.sum() * 0
 
 
 def load_balancing_loss(stats: RouterStats) -> torch.Tensor:

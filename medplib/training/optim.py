@@ -37,8 +37,8 @@ def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
     turned = x.shape[1] > x.shape[2]
     x = x.mT if turned else x
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
-    # Every step multiplies x by a polynomial of its Gram matrix. These factors commute, so they are gathered among small square matrices and
-    # meet the wide matrix once (a flattened convolution is ten times as wide as high).
+    # Every step multiplies x by a polynomial of its Gram matrix. These factors commute, so they are gathered among small square matrices
+    # and meet the wide matrix once (a flattened convolution is ten times as wide as high).
     a, b, c = _NEWTON_SCHULZ
     gram = x @ x.mT
     identity = torch.eye(len(gram[0]), dtype=x.dtype, device=x.device)

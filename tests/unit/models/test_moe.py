@@ -82,10 +82,15 @@ def test_load_balancing_loss() -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "loss"),
-    [([0, 1], -(math.log(0.8) + math.log(0.3)) / 2), ([1, -1], -math.log(0.2)), ([-1, -1], 0.0)],
+    [
+        ([0, 1, -1], -(math.log(0.8) + math.log(0.3)) / 2),
+        ([0, 1, 1], -(math.log(0.8) + (math.log(0.3) + math.log(0.6)) / 2) / 2),
+        ([1, -1, -1], -math.log(0.2)),
+        ([-1, -1, -1], 0.0),
+    ],
 )
 def test_task_routing_loss(wanted: list[int], loss: float) -> None:
-    stats = RouterStats(torch.tensor([[[0.8, 0.2], [0.7, 0.3]]]), torch.zeros(1, 2, 1, dtype=torch.int64))
+    stats = RouterStats(torch.tensor([[[0.8, 0.2], [0.7, 0.3], [0.4, 0.6]]]), torch.zeros(1, 3, 1, dtype=torch.int64))
     assert float(task_routing_loss(stats, torch.tensor(wanted))) == pytest.approx(loss, abs=1e-6)
 
 
