@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,10 @@ class Suite:
         self.bootstrap = Bootstrap(seed=config.seed)
         self.figures: list[NamedFigure] = []
         if config.calibrate:
-            self._calibration(Predictor(self.checkpoint, calibrated=False), "calibration").save(self.checkpoint / CALIBRATION)
+            uncalibrated = Predictor(self.checkpoint, calibrated=False)
+            rule = self._calibration(uncalibrated, "calibration")
+            rule = replace(rule, weights_sha256=uncalibrated.checkpoint.lineage.weights_sha256)
+            rule.save(self.checkpoint / CALIBRATION)
         self.predictor = Predictor(self.checkpoint)
 
     def run(self, viewer: Viewer | None = None) -> list[NamedFigure]:

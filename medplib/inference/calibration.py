@@ -25,6 +25,7 @@ class PresenceCalibration:
         rule: how the threshold was chosen, in words.
         present: validation cases with the target present.
         absent: validation cases with it absent.
+        weights_sha256: of the checkpoint it was fitted for; "" before it is stored with one.
     """
 
     names: tuple[str, ...]
@@ -34,6 +35,7 @@ class PresenceCalibration:
     rule: str
     present: int
     absent: int
+    weights_sha256: str = ""
 
     def probability(self, logits_NK: np.ndarray) -> np.ndarray:
         """(N, K) logits in the order of `names` -> (N,) probabilities."""
@@ -45,11 +47,11 @@ class PresenceCalibration:
             temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @staticmethod
-    def load(path: Path) -> PresenceCalibration:
-        """Read what `save` wrote.
+    def load(path: Path, *, weights_sha256: str) -> PresenceCalibration:
+        """Read what `save` wrote for the checkpoint with these weights.
 
         Raises:
-            InputError: missing, not JSON, other fields, or numbers that are no calibration.
+            InputError: missing, not JSON, other fields, fitted for other weights, or numbers that are no calibration.
         """
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -67,9 +69,13 @@ class PresenceCalibration:
                 rule=str(stored["rule"]),
                 present=int(stored["present"]),
                 absent=int(stored["absent"]),
+                weights_sha256=str(stored["weights_sha256"]),
             )
         except (TypeError, ValueError) as error:
             raise InputError(where=path, expected="numbers in the fields of a calibration", found=str(error)) from None
+        if loaded.weights_sha256 != weights_sha256:
+            raise InputError(where=path, expected=f"a calibration of the weights {weights_sha256[:12]}", found=loaded.weights_sha256[:12],
+                             remedy="fit it again (python -m medplib.evaluate with `calibrate` in its suite), or remove it")  # fmt: skip
         numbers = np.array([*loaded.weights, loaded.bias, loaded.threshold])
         if not np.isfinite(numbers).all() or len(loaded.names) != len(loaded.weights) or not loaded.names or min(loaded.weights) < 0:
             raise InputError(where=path, expected="one finite weight >= 0 per name, finite bias and threshold", found=str(stored)[:120])

@@ -90,8 +90,8 @@ class Predictor:
         starts = [self.tokenizer(words, add_special_tokens=False)["input_ids"][0] for words in REFUSAL_STARTS]
         self.refusal_ids = sorted(set(starts) - {self.tokenizer.unk_token_id})
         self.spec = input_spec(self.config, with_sam=self.model.grounder is not None)
-        path = self.checkpoint.folder / CALIBRATION
-        self.calibration = PresenceCalibration.load(path) if calibrated and path.exists() else None
+        path, weights = self.checkpoint.folder / CALIBRATION, self.checkpoint.lineage.weights_sha256
+        self.calibration = PresenceCalibration.load(path, weights_sha256=weights) if calibrated and path.exists() else None
 
     def encoder(self, *, with_image: bool = True) -> SampleEncoder:
         """Encodes conversations up to where the model has to answer."""

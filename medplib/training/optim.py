@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from medplib.errors import InputError
 from medplib.training.parts import covers, part_of
 from medplib.training.stage import OptimConfig
 
@@ -116,6 +117,11 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[tuple[str, nn.Para
     names: dict[float, list[str]] = {config.lr: ["all_else"]}
     for part, lr in config.lr_by_part.items():
         names.setdefault(lr, []).append(part)
+    parameters = list(parameters)
+    trained = {part_of(name) for name, _ in parameters}
+    if silent := [group for group in (*config.lr_by_part, *config.muon) if not any(covers(group, part) for part in trained)]:
+        raise InputError(where="optim.lr_by_part and optim.muon", expected=f"parts that train: {', '.join(sorted(trained))}",
+                         found=", ".join(silent))  # fmt: skip
     adam: dict[float, list[nn.Parameter]] = defaultdict(list)
     muon: list[nn.Parameter] = []
     for name, parameter in parameters:

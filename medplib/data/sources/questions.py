@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-_PLACE = r"(?:\s+(?:in|on|from|within|inside|of|for|at|visible in|shown in|seen in|present in)\s+(?:this|the|that)\s+(?:\w+\s+){0,3}?"
+_PLACE = r"(?:\s+(?:here|for\s+me|please))*"
+_PLACE += r"(?:\s+(?:in|on|from|within|inside|of|for|at|visible in|shown in|seen in|present in)\s+(?:this|the|that)\s+(?:\w+\s+){0,3}?"
 _PLACE += r"(?:image|images|picture|scan|slice|photo|photograph|radiograph|x-ray|frame|view|figure)\b.*)?"
 _END = r"\s*(?:[.?!;].*)?$"
 _ARTICLE = r"(?:(?:the|a|an|all|any|every|each)\s+)*"

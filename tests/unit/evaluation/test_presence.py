@@ -136,26 +136,43 @@ def test_saved_and_loaded(tmp_path):
     logits, labels = simulate(200, 3)
     fitted = fit_presence(logits, labels, ("language", "head"))
     fitted.save(tmp_path / "presence.json")
-    assert PresenceCalibration.load(tmp_path / "presence.json") == fitted
+    assert PresenceCalibration.load(tmp_path / "presence.json", weights_sha256="") == fitted
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"weights": [1.0]}, {"weights": [1.0, -0.5]}, {"bias": "x"}, {"bias": float("nan")}, {"extra": 1}, {"names": [], "weights": []}],
+    [
+        {"weights": [1.0]},
+        {"weights": [1.0, -0.5]},
+        {"bias": "x"},
+        {"bias": float("nan")},
+        {"extra": 1},
+        {"names": [], "weights": []},
+        {"weights_sha256": "y"},
+    ],
 )
 def test_a_damaged_file_is_refused(tmp_path, change):
-    stored = {"names": ["a", "b"], "weights": [1.0, 0.5], "bias": 0.1, "threshold": 0.5, "rule": "", "present": 2, "absent": 3}
+    stored = {
+        "names": ["a", "b"],
+        "weights": [1.0, 0.5],
+        "bias": 0.1,
+        "threshold": 0.5,
+        "rule": "",
+        "present": 2,
+        "absent": 3,
+        "weights_sha256": "x",
+    }
     path = tmp_path / "presence.json"
     path.write_text(json.dumps(stored))
-    assert PresenceCalibration.load(path).weights == (1.0, 0.5)
+    assert PresenceCalibration.load(path, weights_sha256="x").weights == (1.0, 0.5)
     path.write_text(json.dumps(stored | change))
     with pytest.raises(InputError, match=r"presence\.json"):
-        PresenceCalibration.load(path)
+        PresenceCalibration.load(path, weights_sha256="x")
     path.write_text("{")
     with pytest.raises(InputError, match=r"presence\.json"):
-        PresenceCalibration.load(path)
+        PresenceCalibration.load(path, weights_sha256="x")
     with pytest.raises(InputError, match="missing"):
-        PresenceCalibration.load(tmp_path / "missing.json")
+        PresenceCalibration.load(tmp_path / "missing.json", weights_sha256="x")
 
 
 def test_one_kind_of_case_is_refused():

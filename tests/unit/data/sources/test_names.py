@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from medplib.data.phantom.templates import QUESTIONS
 from medplib.data.sources.questions import names_in_question
 from medplib.data.sources.sa_med2d import ClassNames, Stem, image_stem, mask_class_id, mask_name, parse_stem
 from medplib.errors import InputError
@@ -67,3 +68,10 @@ def test_a_broken_class_table_is_named(tmp_path):
     (tmp_path / "SAMed2D_v1_class_mapping_id.json").write_text('{"a": 3}')
     with pytest.raises(InputError, match="SAMed2D_v1_class_mapping_id"):
         ClassNames(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "names"), [("ground_one", ("left kidney",)), ("ground_two", ("left kidney", "cyst"))])
+def test_every_wording_of_the_built_in_data_tells_its_names(kind: str, names: tuple[str, ...]) -> None:
+    for wording in QUESTIONS[kind]:
+        question = wording.format(a=names[0], b=names[-1])
+        assert names_in_question(question, len(names)) == names, question
