@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,8 @@ class AugmentConfig:
         rotate: degrees either way.
         scale: relative size change either way, 0.1 = 0.9 to 1.1.
         translate: shift as a fraction of the side, either way.
-        flip: probability of a left-right mirror; leave at zero where names have sides.
+        flip: probability of a left-right mirror; conversations that speak of left or right are never mirrored. Leave at zero where sides
+            are meant without being named.
         flip_vertical: probability of an upside-down mirror.
         brightness, contrast: relative change either way.
         gamma: exponent change either way, 0.2 = 0.8 to 1.2.
@@ -39,6 +41,9 @@ class AugmentConfig:
     blur: float = 0.0
 
 
+_SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+
 class Augmenter:
     """Applies one random change to the first image of a sample and all its masks. Targets that leave the image make it give up."""
 
@@ -47,8 +52,6 @@ class Augmenter:
 
         c = config
         steps: list = []
-        if c.flip:
-            steps.append(A.HorizontalFlip(p=c.flip))
         if c.flip_vertical:
             steps.append(A.VerticalFlip(p=c.flip_vertical))
         if c.rotate or c.scale or c.translate:
@@ -70,11 +73,15 @@ class Augmenter:
             steps.append(A.GaussNoise(std_range=(0.0, c.noise), p=0.5))
         if c.blur:
             steps.append(A.Blur(3, p=c.blur))
-        self._apply = A.Compose(steps) if steps else None
+        self._apply, self._flip = A.Compose(steps) if steps else None, c.flip
 
     def __call__(self, loaded: Loaded, rng: np.random.Generator) -> Loaded:
         """The changed sample; the original when nothing is configured or a present target or region would vanish."""
-        if self._apply is None or len(loaded.images) != 1:
+        if len(loaded.images) != 1:
+            return loaded
+        if self._flip and rng.random() < self._flip and not _speaks_of_sides(loaded):
+            loaded = _mirrored(loaded)
+        if self._apply is None:
             return loaded
         present = [m for masks in (*loaded.target_masks, *loaded.region_masks) for m in masks if m is not None]
         self._apply.set_random_seed(int(rng.integers(2**31)))
@@ -85,9 +92,26 @@ class Augmenter:
             out, changed = self._apply(image=loaded.images[0]), []
         if any(new.sum() < 0.3 * old.sum() for new, old in zip(changed, present, strict=True)):
             return loaded
-        fresh = iter(changed)
+        return _with_masks(replace(loaded, images=(out["image"],)), changed)
 
-        def renewed(groups: tuple) -> tuple:
-            return tuple(tuple(None if m is None else next(fresh) for m in masks) for masks in groups)
 
-        return replace(loaded, images=(out["image"],), target_masks=renewed(loaded.target_masks), region_masks=renewed(loaded.region_masks))
+def _with_masks(loaded: Loaded, present: list[np.ndarray]) -> Loaded:
+    """The sample with its present target masks and then its region masks replaced, in order."""
+    fresh = iter(present)
+
+    def renewed(groups: tuple) -> tuple:
+        return tuple(tuple(None if m is None else next(fresh) for m in masks) for masks in groups)
+
+    return replace(loaded, target_masks=renewed(loaded.target_masks), region_masks=renewed(loaded.region_masks))
+
+
+def _speaks_of_sides(loaded: Loaded) -> bool:
+    texts = [turn.text for record in loaded.records for turn in record.turns]
+    texts += [target.name for record in loaded.records for target in record.targets]
+    return any(_SIDES.search(text) for text in texts)
+
+
+def _mirrored(loaded: Loaded) -> Loaded:
+    """Left and right exchanged, in the image and in all masks."""
+    masks = [m[:, ::-1] for group in (*loaded.target_masks, *loaded.region_masks) for m in group if m is not None]
+    return _with_masks(replace(loaded, images=(np.ascontiguousarray(loaded.images[0][:, ::-1]),)), masks)

@@ -10,7 +10,7 @@ from medplib.data.phantom.case import Facts
 from medplib.data.phantom.ledger import Ledger
 from medplib.data.phantom.records import Conversation, NamedTarget
 
-PAIR_SHARE = 0.22
+PAIR_SHARE = 0.35
 EASY_ABSENT_SHARE = 0.03
 FINDING_WEIGHT = 2.0
 """A finding belongs to every region and so has more cells than an anatomy; each of its cells is asked about half as often."""
