@@ -37,17 +37,13 @@ class Ledger:
         self.answers[cell][answer] += 1
 
     def wording(self, kind: Kind, subject: Cell, answer: str, unseen: bool, rng: np.random.Generator) -> str:
-        """A wording of the kind; the one whose answers would stay most even for this subject, chance deciding ties.
+        """A wording of the kind: of those that this subject had with this answer least often, any.
 
-        The wordings kept from training are used too if `unseen`.
+        So the wordings are used evenly, and none tells the answer. The wordings kept from training are used too if `unseen`.
         """
         texts = QUESTIONS[kind]
         count = len(texts) if unseen else SEEN_TEMPLATES
-        tally = self.wordings[(kind, *subject)]
-        other = Counter[int]()
-        for (which, given), number in tally.items():
-            other[which] += number if given == answer else -number
-        order = rng.permutation(count)
-        chosen = min(order, key=lambda i: other[int(i)])
-        tally[(int(chosen), answer)] += 1
-        return texts[int(chosen)]
+        used = self.wordings[(kind, *subject)]
+        chosen = int(min(rng.permutation(count), key=lambda i: used[(int(i), answer)]))
+        used[(chosen, answer)] += 1
+        return texts[chosen]

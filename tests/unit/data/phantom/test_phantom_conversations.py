@@ -52,7 +52,7 @@ def test_presence_cannot_be_guessed_from_modality_region_and_name(train):
                 cells[(c.facts.modality.name, c.facts.region, target.name)][target.mask is not None] += 1
     shares = [counts[True] / sum(counts.values()) for counts in cells.values() if sum(counts.values()) >= 15]
     assert len(shares) > 60
-    assert min(shares) >= 0.5
+    assert min(shares) >= 0.45
     assert max(shares) <= 0.72
     targets = [t.mask is not None for c in train.grounding for t in c.targets]
     assert 0.55 < sum(targets) / len(targets) < 0.67
@@ -93,7 +93,7 @@ def test_two_wordings_of_each_kind_are_kept_from_training(train, random_facts):
         for template in QUESTIONS[kind][SEEN_TEMPLATES:]:
             assert not uses(train, template)
             assert uses(tests, template)
-    assert uses(train, QUESTIONS["exists"][0])
+    assert all(uses(train, template) for kind in ("ground_two", "exists", "size") for template in QUESTIONS[kind][:SEEN_TEMPLATES])
     assert all(len(set(texts)) == SEEN_TEMPLATES + 2 for texts in QUESTIONS.values())
 
 
