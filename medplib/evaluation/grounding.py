@@ -83,6 +83,7 @@ class GroundingSummary:
     macro_mdice: Figure | None
     macro_miou: Figure | None
     macro_name_mdice: Figure | None
+    macro_source_mdice: Figure | None
     by_modality: dict[str, Group]
     by_source: dict[str, Group]
     by_name: dict[str, Group]
@@ -91,7 +92,7 @@ class GroundingSummary:
 
     def figures(self, prefix: str) -> list[NamedFigure]:
         """All figures under `prefix`, for metrics.json: `<prefix>.mdice`, `<prefix>.by_modality.ct.miou`, `<prefix>.absent...`."""
-        single = ("mdice", "miou", "ciou", "macro_mdice", "macro_miou", "macro_name_mdice")
+        single = ("mdice", "miou", "ciou", "macro_mdice", "macro_miou", "macro_name_mdice", "macro_source_mdice")
         items: list[tuple[str, Figure | None]] = [(name, getattr(self, name)) for name in single]
         for block in ("by_modality", "by_source", "by_name", "by_size"):
             for label, group in getattr(self, block).items():
@@ -125,6 +126,7 @@ def summarise_grounding(scores: Sequence[GroundingScore], protocol: GroundingPro
         macro_mdice=dice.macro(dice_N, modalities, clusters, bootstrap, "modalities"),
         macro_miou=iou.macro(iou_N, modalities, clusters, bootstrap, "modalities"),
         macro_name_mdice=dice.macro(dice_N, names, clusters, bootstrap, "names"),
+        macro_source_mdice=dice.macro(dice_N, [key(s.source) for s in present], clusters, bootstrap, "sources"),
         by_modality=_groups(present, lambda s: key(s.modality), dice, iou, bootstrap),
         by_source=_groups(present, lambda s: key(s.source), dice, iou, bootstrap),
         by_name=_groups(present, lambda s: key(s.name), dice, iou, bootstrap),

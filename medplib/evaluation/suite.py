@@ -10,6 +10,7 @@ import numpy as np
 from medplib.data.dataset import spread
 from medplib.data.prepare.mean_mask import mean_mask_dice
 from medplib.data.sources import read_records
+from medplib.errors import InputError
 from medplib.evaluation.bootstrap import Bootstrap
 from medplib.evaluation.controls import mosaic_control, shuffled_questions
 from medplib.evaluation.figures import Figure, NamedFigure, Rule, named, write_metrics
@@ -59,6 +60,7 @@ class SuiteConfig:
         max_false_positives: share of absent targets that may be claimed on those files when the threshold is chosen; None chooses the
             highest balanced accuracy.
         controls: see ControlsConfig; they use the first grounding set and the vqa files.
+        sources: only records of these sources are asked; empty = all.
         batch_size: conversations per forward.
         limit: at most so many records per set, evenly spaced; 0 = all.
         seed: of controls and intervals.
@@ -71,6 +73,7 @@ class SuiteConfig:
     calibrate_limit: int = 0
     max_false_positives: float | None = 0.03
     controls: ControlsConfig = field(default_factory=ControlsConfig)
+    sources: tuple[str, ...] = ()
     batch_size: int = 16
     limit: int = 0
     seed: int = 0
@@ -104,6 +107,11 @@ class Suite:
 
     def _records(self, files: tuple[str, ...], limit: int | None = None) -> list[Record]:
         records = [record for file in files for record in read_records(Path(file))]
+        if self.config.sources:
+            records = [record for record in records if record.meta.source in self.config.sources]
+        if not records:
+            raise InputError(where="suite", expected=f"records of {', '.join(self.config.sources) or 'any source'}", found="none",
+                             remedy=", ".join(files))  # fmt: skip
         return spread(records, self.config.limit if limit is None else limit)
 
     def _ask(

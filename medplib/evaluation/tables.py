@@ -18,6 +18,7 @@ def grounding_tables(summaries: Sequence[GroundingSummary]) -> tuple[Table, ...]
         ("mean Dice over modalities", "macro_mdice"),
         ("mean IoU over modalities", "macro_miou"),
         ("mean Dice over names", "macro_name_mdice"),
+        ("mean Dice over sources", "macro_source_mdice"),
         ("cumulative IoU", "ciou"),
     )
     columns = ("", *(f"protocol {summary.protocol}" for summary in summaries))

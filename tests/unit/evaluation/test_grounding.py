@@ -62,6 +62,7 @@ def test_means_groups_and_macro_by_hand():
     assert (summary.macro_mdice.value, summary.macro_mdice.n) == (pytest.approx((0.8 + 0.2) / 2), 2)
     assert summary.macro_miou.value == pytest.approx((0.7 + 0.1) / 2)
     assert summary.macro_name_mdice.value == pytest.approx(((0.9 + 0.7 + 0.2) / 3 + 0.8) / 2)
+    assert summary.macro_source_mdice.value == pytest.approx((0.8 + 0.2) / 2)
     assert summary.ciou.value == pytest.approx(0.5)
     assert {k: v.mdice.n for k, v in summary.by_modality.items()} == {"ct": 3, "mr": 1}
     assert {k: v.mdice.n for k, v in summary.by_source.items()} == {"s": 3, "t": 1}
