@@ -88,7 +88,7 @@ def _image(predictor, path: Path, question: str, prompts, out: Path) -> None:
             "question": question,
             "text": prediction.text,
             "complete": prediction.complete,
-            "presence": prediction.presence,
+            "decisions": list(prediction.decisions),
             "geometry": geometry,
             "masks": [
                 {
@@ -134,7 +134,7 @@ def _volume(predictor, plane, question: str, prompts, out: Path, slices: range) 
                 for f, (n, m) in zip(names, found.masks.items(), strict=True)
             ],
             "slices": [
-                {"slice": k, "text": p.text, "presence": p.presence, "quality": [m.quality for m in p.masks]}
+                {"slice": k, "text": p.text, "decisions": list(p.decisions), "quality": [m.quality for m in p.masks]}
                 for k, p in zip(found.slices, found.predictions, strict=True)
             ],
             "checkpoint_sha256": predictor.checkpoint.lineage.weights_sha256,

@@ -179,7 +179,7 @@ def _cases(loaded: Loaded, prediction: Prediction) -> Iterator[GroundingCase]:
             index=index,
             target=mask,
             mask_probability=None if found is None else found.probability,
-            presence=prediction.presence if index == 0 else None,
+            presence=prediction.presence_of(index, len(record.targets)),
             quality=None if found is None else min(max(found.quality, 0.0), 1.0),
             fallback_probability=prediction.fallback,
         )

@@ -48,7 +48,8 @@ class Prediction:
         masks: one per `<SEG>`.
         lm_logit: log-odds of `<SEG>` as first answer token.
         presence_logit: of the presence head for the first answer state; None without such a head.
-        presence: calibrated probability that the (first) asked target is present; None when not calibrated.
+        decisions: calibrated probability that the asked thing is there, at each choice between a mask and a refusal, in the order of the
+            answer; empty when not calibrated.
         fallback: probabilities (H, W) decoded from the first answer state whatever was said; None unless asked for.
         complete: whether the answer ended by itself.
     """
@@ -57,9 +58,20 @@ class Prediction:
     masks: tuple[MaskProbability, ...]
     lm_logit: float
     presence_logit: float | None
-    presence: float | None
+    decisions: tuple[float, ...]
     fallback: np.ndarray | None
     complete: bool
+
+    @property
+    def presence(self) -> float | None:
+        """The first decision; None without one."""
+        return self.decisions[0] if self.decisions else None
+
+    def presence_of(self, index: int, count: int) -> float | None:
+        """The decision about the `index`-th of `count` asked things; None where the answer did not decide about each of them."""
+        if count == 1:
+            return self.presence
+        return self.decisions[index] if len(self.decisions) == count else None
 
 
 class Predictor:
@@ -170,7 +182,7 @@ class Predictor:
                 masks=tuple(masks[row]),
                 lm_logit=gate.lm_logit[row],
                 presence_logit=gate.presence_logit[row],
-                presence=gate.probability[row],
+                decisions=tuple(gate.decisions[row]),
                 fallback=fallback[row],
                 complete=out.complete[row],
             )
@@ -190,8 +202,8 @@ class _PresenceGate:
     """Decides between `<SEG>` and a refusal wherever the language model hesitates between them; keeps the scores it saw.
 
     It hesitates where `<SEG>` and the words that start a refusal together have most of the probability; other answers are untouched.
-    `lm_logit`, `presence_logit` and `probability` are those of the first answer token; `said` holds, per row, the
-    probability behind each `<SEG>` in order.
+    `lm_logit` and `presence_logit` are those of the first answer token; `decisions` holds, per row, the probability at each decision,
+    `said` that behind each `<SEG>`, in order.
     """
 
     ASKED = 0.5
@@ -200,7 +212,7 @@ class _PresenceGate:
         self.predictor, self.features, self.image_of_row = predictor, features, image_of_row
         self.lm_logit: list[float] = []
         self.presence_logit: list[float | None] = []
-        self.probability: list[float | None] = []
+        self.decisions: list[list[float]] = [[] for _ in image_of_row]
         self.said: list[list[float | None]] = [[] for _ in image_of_row]
 
     def decide(self, step: int, states: torch.Tensor, logprobs: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
@@ -215,10 +227,11 @@ class _PresenceGate:
         presence_logit = self._head(states, judged)
         probability = self._probability(lm_logit, presence_logit, judged)
         if step == 0:
-            self.lm_logit, self.presence_logit, self.probability = lm_logit.tolist(), presence_logit, probability
+            self.lm_logit, self.presence_logit = lm_logit.tolist(), presence_logit
         chosen = logprobs.argmax(dim=-1)
         for row in asked.nonzero().squeeze(1).tolist():
             if probability[row] is not None:
+                self.decisions[row].append(probability[row])
                 present = probability[row] >= self.predictor.calibration.threshold
                 chosen[row] = seg_id if present else refusals[int(logprobs[row, refusals].argmax())]
         for row in (live & (chosen == seg_id)).nonzero().squeeze(1).tolist():

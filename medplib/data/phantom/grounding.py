@@ -1,4 +1,4 @@
-"""Questions that ask for something to be located: one or two structures, visible or not."""
+"""Questions that ask for something to be located: one to three structures, visible or not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from medplib.data.phantom.case import Facts
 from medplib.data.phantom.ledger import Ledger
 from medplib.data.phantom.records import Conversation, NamedTarget
 
-PAIR_SHARE = 0.35
+SEVERAL_SHARE = 0.5
+THIRD_SHARE = 0.35
+"""Of the requests for several structures, those for three. Balance leaves fewer of both: about a third of all requests are for several."""
 EASY_ABSENT_SHARE = 0.03
 FINDING_WEIGHT = 2.0
 """A finding belongs to every region and so has more cells than an anatomy; each of its cells is asked about half as often."""
@@ -40,15 +42,19 @@ def _candidates(facts: Facts) -> list[str]:
     return [name for name in names if not catalog.is_held_out(facts.modality.name, name)]
 
 
+def _surplus(facts: Facts, name: str, ledger: Ledger, share: float) -> float:
+    """How far asking for `name` would bring its cell out of balance; 0 where it does not."""
+    answer = _answer(facts, name)
+    over = ledger.deviation(_cell(facts, name), answer, share if answer == "present" else 1 - share)
+    return max(0.0, round(over - 0.7, 2))
+
+
 def _next_name(facts: Facts, left: list[str], ledger: Ledger, share: float, rng: np.random.Generator) -> str:
     """The candidate whose cell most needs the answer this case gives; rarely asked cells first among equals."""
 
     def need(name: str) -> tuple[float, float]:
-        answer = _answer(facts, name)
-        cell = _cell(facts, name)
-        over = ledger.deviation(cell, answer, share if answer == "present" else 1 - share)
         weight = FINDING_WEIGHT if name in catalog.ALL_FINDINGS else 1.0
-        return (max(0.0, round(over - 0.7, 2)), weight * (ledger.asked(cell) + rng.random() * 4))
+        return (_surplus(facts, name, ledger, share), weight * (ledger.asked(_cell(facts, name)) + rng.random() * 4))
 
     return min(left, key=need)
 
@@ -67,7 +73,7 @@ def _ask(facts: Facts, names: list[str], ledger: Ledger, rng: np.random.Generato
     if len(names) == 1:
         text = ledger.wording("ground_one", (names[0],), answers, unseen, rng).format(a=names[0])
     else:
-        text = ledger.wording("ground_two", (), answers, unseen, rng).format(a=names[0], b=names[1])
+        text = ledger.wording("ground_two", (), answers, unseen, rng).format(a=", the ".join(names[:-1]), b=names[-1])
     return Conversation(facts, "grounding", text, answer_text(targets), targets)
 
 
@@ -81,11 +87,14 @@ def ground(facts: Facts, ledger: Ledger, share: float, rng: np.random.Generator)
             continue
         names = [_next_name(facts, left, ledger, share, rng)]
         left.remove(names[0])
-        if left and rng.random() < PAIR_SHARE:
-            second = _next_name(facts, left, ledger, share, rng)
-            left.remove(second)
-            names.append(second)
-            names = [names[i] for i in rng.permutation(2)]
+        if rng.random() < SEVERAL_SHARE:
+            for _ in range(min(len(left), 2 if rng.random() < THIRD_SHARE else 1)):
+                further = _next_name(facts, left, ledger, share, rng)
+                if _surplus(facts, further, ledger, share) > 0:
+                    break  # a list may be short, but what is asked for stays balanced
+                names.append(further)
+                left.remove(further)
+            names = [names[i] for i in rng.permutation(len(names))]
         for name in names:
             ledger.add(_cell(facts, name), _answer(facts, name))
         asked.append(_ask(facts, names, ledger, rng))

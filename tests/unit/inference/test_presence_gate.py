@@ -45,6 +45,7 @@ def test_scores_of_the_first_word_are_kept_and_each_mask_has_its_own() -> None:
     _ask(gate, 0, (0.8, 0.1, 0.1), (0.1, 0.1, 0.8))
     _ask(gate, 1, (0.1, 0.0, 0.9), (0.0, 0.3, 0.7), live=[True, False])
     assert gate.lm_logit == pytest.approx([-2.1972, 1.3863], abs=1e-3)
-    assert gate.probability == pytest.approx([0.1, 0.8], abs=1e-6)
+    assert gate.decisions[0] == pytest.approx([0.9])  # the first word of row 0 was no decision
+    assert gate.decisions[1] == pytest.approx([0.8])
     assert gate.said[0] == pytest.approx([0.9])  # a finished row says nothing more
     assert gate.said[1] == pytest.approx([0.8])
