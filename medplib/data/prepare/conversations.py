@@ -89,7 +89,8 @@ class _Writer:
         self.images, self.root, self.options, self.rules = images, root, options, rules
         digest = hashlib.sha256(f"{options.seed}:{split}".encode()).digest()
         self.rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-        self.paraphrases = options.paraphrases if split == "train" else 1
+        self.training = split == "train"
+        self.paraphrases = options.paraphrases if self.training else 1
         self.records: list[Record] = []
 
     def describe(self) -> None:
@@ -109,11 +110,13 @@ class _Writer:
                 chosen = self.rng.permutation(len(image.structures))[: int(self.rng.integers(2, _SEVERAL + 1))]
                 self._locate(image, self._pick(phrases.LOCATE_SEVERAL), [(image.structures[i].name, image.structures[i]) for i in chosen])
         for number, (image, name) in enumerate(self._absent(self.options.absent_ratio)):
-            if number % 4 == 0 and image.structures:  # every fourth together with something that is there
+            # Together with something that is there: every fourth; in train each of them, because a list is the harder answer to learn.
+            together = bool(image.structures) and (number % 4 == 0 or self.training)
+            if together:
                 structure = image.structures[int(self.rng.integers(len(image.structures)))]
                 pair = [(structure.name, structure), (name, None)]
                 self._locate(image, self._pick(phrases.LOCATE_SEVERAL), pair[:: int(self.rng.choice((1, -1)))])
-            else:
+            if not together or self.training:
                 self._locate(image, self._pick(phrases.LOCATE), [(name, None)])
 
     def regions(self) -> None:
