@@ -53,7 +53,7 @@ PY
 rm -rf runs/demo/predict_png runs/demo/predict_volume
 python -m medplib.predict --checkpoint checkpoints/demo/stage4_moe --image "$image" \
   --question "Segment the liver in this image." --out runs/demo/predict_png
-python -m medplib.predict --checkpoint checkpoints/demo/stage4_moe --image data/phantom/volumes/ct_00.nii.gz --axis 2 \
+python -m medplib.predict --checkpoint checkpoints/demo/stage4_moe --image data/phantom/volumes/ct_00.nii.gz --axis coronal \
   --question "Segment the liver in this image." --out runs/demo/predict_volume
 
 say "done: runs/demo/report.html, runs/demo/metrics.json"
