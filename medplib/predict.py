@@ -111,7 +111,7 @@ def _image(predictor, path: Path, question: str, prompts, out: Path) -> None:
 def _volume(predictor, plane, question: str, prompts, out: Path, slices: range) -> None:
     from medplib.imaging.nifti import write_mask_nifti
     from medplib.imaging.overlay import contact_sheet, overlay_masks, write_png
-    from medplib.inference.ask import THRESHOLD, ask_volume
+    from medplib.inference.ask import THRESHOLD, ask_volume, resized
     from medplib.paths import new_folder
 
     found = ask_volume(predictor, plane, question, prompts, slices=slices)
@@ -121,7 +121,11 @@ def _volume(predictor, plane, question: str, prompts, out: Path, slices: range) 
         for name, mask in zip(names, found.masks.values(), strict=True):
             write_mask_nifti(mask, volume, folder / name)
         shown = list(slices)[:: max(1, len(slices) // 12)]
-        panels = [overlay_masks(plane.image(k), [(n, plane.view(m, k).copy()) for n, m in found.masks.items()]) for k in shown]
+        square = plane.square_shape
+        panels = [
+            overlay_masks(resized(plane.image(k), square), [(n, resized(plane.view(m, k).copy(), square)) for n, m in found.masks.items()])
+            for k in shown
+        ]
         write_png(contact_sheet(panels, [f"{plane.name} {k}" for k in shown], 4), folder / "overlay.png")
         voxel_ml = float(abs(volume.zooms[0] * volume.zooms[1] * volume.zooms[2])) / 1000
         answer = {

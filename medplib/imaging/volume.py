@@ -142,6 +142,12 @@ class Plane:
         return self.volume.zooms[self.axes[1]], self.volume.zooms[self.axes[2]]
 
     @property
+    def square_shape(self) -> tuple[int, int]:
+        """(H, W) of a slice in square pixels of the finer of its two spacings; equal to `shape` where both are the same."""
+        finest = min(self.spacing)
+        return round(self.shape[0] * self.spacing[0] / finest), round(self.shape[1] * self.spacing[1] / finest)
+
+    @property
     def slice_spacing(self) -> float:
         """Distance between neighbouring slices in mm."""
         return self.volume.zooms[self.axes[0]]

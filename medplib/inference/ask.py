@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -82,15 +83,29 @@ def ask_image(predictor: Predictor, image: ImageData, question: str, prompts: Re
 def ask_volume(
     predictor: Predictor, plane: Plane, question: str, prompts: RegionPrompts, *, slices: Sequence[int], batch_size: int = 8
 ) -> VolumeAnswer:
-    """Answer a question about every slice of `slices`; what has one name in several slices becomes one mask."""
-    regions = prompts.rasterised(plane.shape)
+    """Answer a question about every slice of `slices`; what has one name in several slices becomes one mask.
+
+    The model is shown square pixels, as in a viewer: a body whose rows lie further apart than its columns would look squashed. Regions are
+    pointed at in pixels of the slice itself.
+    """
+    square = plane.square_shape
+    regions = [resized(region, square) for region in prompts.rasterised(plane.shape)]
     predictions: list[Prediction] = []
     for start in tqdm(range(0, len(slices), batch_size), desc="slices", leave=False):
-        part = [conversation(plane.image(k), question, regions) for k in slices[start : start + batch_size]]
+        part = [conversation(resized(plane.image(k), square), question, regions) for k in slices[start : start + batch_size]]
         predictions += predictor.answer(part)
     masks: dict[str, np.ndarray] = {}
     for k, prediction in zip(slices, predictions, strict=True):
         for found in prediction.masks:
             volume = masks.setdefault(found.name, np.zeros(plane.volume.shape, bool))
-            plane.put(volume, k, plane.view(volume, k) | (found.probability > THRESHOLD))
+            plane.put(volume, k, plane.view(volume, k) | (resized(found.probability, plane.shape) > THRESHOLD))
     return VolumeAnswer(tuple(slices), tuple(predictions), masks)
+
+
+def resized(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """An image or probabilities bilinearly, a bool mask by its nearest pixels; the array itself where the shape stays."""
+    if array.shape[:2] == shape:
+        return array
+    if array.dtype == bool:
+        return cv2.resize(array.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
+    return cv2.resize(array, shape[::-1], interpolation=cv2.INTER_LINEAR)
