@@ -9,6 +9,9 @@ from pathlib import Path
 
 from medplib.errors import InputError, run_command
 
+SMALLEST_TILE = 224
+"""Pixels: slices that are smaller are enlarged by whole numbers on the sheet of a volume."""
+
 
 def predict(
     checkpoint: Path,
@@ -121,9 +124,10 @@ def _volume(predictor, plane, question: str, prompts, out: Path, slices: range) 
         for name, mask in zip(names, found.masks.values(), strict=True):
             write_mask_nifti(mask, volume, folder / name)
         shown = list(slices)[:: max(1, len(slices) // 12)]
-        square = plane.square_shape
+        enlarged = max(1, SMALLEST_TILE // max(plane.square_shape))
+        tile = (plane.square_shape[0] * enlarged, plane.square_shape[1] * enlarged)
         panels = [
-            overlay_masks(resized(plane.image(k), square), [(n, resized(plane.view(m, k).copy(), square)) for n, m in found.masks.items()])
+            overlay_masks(resized(plane.image(k), tile), [(n, resized(plane.view(m, k).copy(), tile)) for n, m in found.masks.items()])
             for k in shown
         ]
         write_png(contact_sheet(panels, [f"{plane.name} {k}" for k in shown], 4), folder / "overlay.png")

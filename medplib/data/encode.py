@@ -148,7 +148,8 @@ class SampleEncoder:
 def _with_decisions(turn: Turn, index: int, targets: tuple[Target, ...]) -> Turn:
     """The turn with DECISION behind the name of each absent target of an answer about several; names are looked for in order.
 
-    Not where the refusal stands before the name ("no spleen"): the state behind it knows too much to decide.
+    All of them or none: with a refusal before its name ("no spleen"), behind which the state knows too much to decide, the marks would no
+    longer say which absent target they belong to.
     """
     of_turn = [target for target in targets if target.turn == index]
     if turn.role != "gpt" or len(of_turn) < 2:
@@ -159,7 +160,9 @@ def _with_decisions(turn: Turn, index: int, targets: tuple[Target, ...]) -> Turn
         if at < 0:
             return turn  # an answer in other words: what it refuses has no deciding state
         start = at + len(target.name)
-        if target.mask is None and not _REFUSED.search(text[:at]):
+        if target.mask is None:
+            if _REFUSED.search(text[:at]):
+                return turn
             text = text[:start] + DECISION + text[start:]
     return Turn(turn.role, text)
 

@@ -25,7 +25,10 @@ THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class RegionPrompts:
-    """What the person points at, in pixels of the (displayed) image, x to the right and y down; every entry is one region."""
+    """What the person points at; every entry is one region.
+
+    In pixels of the image, x to the right and y down. Of a volume: of the slice in voxels, not of the enlarged sheet that is written.
+    """
 
     points: tuple[tuple[float, float], ...] = ()
     boxes: tuple[tuple[float, float, float, float], ...] = ()

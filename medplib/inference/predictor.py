@@ -100,7 +100,7 @@ class Predictor:
         self.device, self.expert, self.max_new_tokens = device, expert, max_new_tokens
         self.seg_id, self.eos_id = self.tokenizer.convert_tokens_to_ids(SEG), self.tokenizer.eos_token_id
         starts = [self.tokenizer(words, add_special_tokens=False)["input_ids"][0] for words in REFUSAL_STARTS]
-        self.refusal_ids = sorted(set(starts) - {self.tokenizer.unk_token_id})
+        self.refusal_ids = sorted(set(starts))
         self.spec = input_spec(self.config, with_sam=self.model.grounder is not None)
         path, weights = self.checkpoint.folder / CALIBRATION, self.checkpoint.lineage.weights_sha256
         self.calibration = PresenceCalibration.load(path, weights_sha256=weights) if calibrated and path.exists() else None

@@ -119,8 +119,8 @@ def _causal_lm(config: LanguageConfig) -> nn.Module:
         bos_token_id=1,
         eos_token_id=2,
         tie_word_embeddings=False,
-        initializer_range=0.7
-        * config.hidden_size**-0.5,  # attention scores and layer outputs of order one half: signals pass, none saturates
+        # Attention scores and layer outputs of order one half: signals pass, none saturates.
+        initializer_range=0.7 * config.hidden_size**-0.5,
     )
     model = LlamaForCausalLM(sizes)
     nn.init.normal_(model.get_input_embeddings().weight, std=_WORD_SCALE)

@@ -53,6 +53,7 @@ def _present(name: str) -> Target:
         ("liver <SEG>, spleen not visible.", [_present("liver"), Target("spleen", None)], 2),
         ("spleen not visible, liver <SEG>.", [Target("spleen", None), _present("liver")], 2),
         ("liver not visible, spleen not visible.", [Target("liver", None), Target("spleen", None)], 2),
+        ("no liver, spleen not visible, liver <SEG>.", [Target("liver", None), Target("spleen", None), _present("liver")], 1),
         ("Neither can be seen.", [Target("liver", None), Target("spleen", None)], 1),
     ],
 )
