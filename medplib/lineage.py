@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from medplib.errors import InputError
+from medplib.tensorfiles import StoredTensor, write_safetensors
 
 WEIGHTS, CONFIG, TOKENIZER, LINEAGE = "model.safetensors", "config.json", "tokenizer", "lineage.json"
 _PACKAGES = ("torch", "lightning", "transformers", "peft", "segment-anything", "timm", "monai", "numpy")
@@ -103,9 +103,23 @@ def sha256_folder(path: Path) -> str:
 
 
 def save_checkpoint(
-    folder: Path, *, tensors: dict[str, torch.Tensor], config: dict, save_tokenizer: Callable[[Path], object], lineage: Lineage
+    folder: Path,
+    *,
+    tensors: dict[str, StoredTensor],
+    config: dict,
+    save_tokenizer: Callable[[Path], object] | None,
+    lineage: Lineage,
+    also: Callable[[Path], None] | None = None,
 ) -> Lineage:
-    """Write a checkpoint folder, whole or not at all, replacing an older one of the same name.
+    """Write a checkpoint folder, whole or not at all, replacing an older one of the same name; one tensor at a time is in memory.
+
+    Args:
+        folder: to write.
+        tensors: name -> weight.
+        config: how to build the model, as JSON.
+        save_tokenizer: writes the tokenizer into the folder it is given; None for parts that need none (a grounder alone).
+        lineage: where it comes from; hashes are filled in.
+        also: writes what else belongs into the folder.
 
     Returns:
         The lineage with its hashes filled in.
@@ -115,15 +129,18 @@ def save_checkpoint(
     build = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         build.chmod(0o755)
-        save_file({k: v.detach().contiguous().cpu().clone() for k, v in sorted(tensors.items())}, build / WEIGHTS)
+        write_safetensors(build / WEIGHTS, dict(sorted(tensors.items())))
         (build / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-        save_tokenizer(build / TOKENIZER)
+        if save_tokenizer is not None:
+            save_tokenizer(build / TOKENIZER)
+        if also is not None:
+            also(build)
         filled = Lineage(
             **{
                 **{f: getattr(lineage, f) for f in lineage.__dataclass_fields__},
                 "weights_sha256": sha256_file(build / WEIGHTS),
                 "config_sha256": sha256_file(build / CONFIG),
-                "tokenizer_sha256": sha256_folder(build / TOKENIZER),
+                "tokenizer_sha256": sha256_folder(build / TOKENIZER) if save_tokenizer is not None else "",
                 "folder": folder.name,
                 "packages": package_versions(),
                 "commit": code_commit(),
@@ -154,7 +171,7 @@ def load_checkpoint(folder: str | Path, *, stage: str | None = None, role: str =
         InputError: a file is missing, damaged or changed, or the stage is another one.
     """
     folder = Path(folder)
-    for name in (WEIGHTS, CONFIG, TOKENIZER, LINEAGE):
+    for name in (WEIGHTS, CONFIG, LINEAGE):
         if not (folder / name).exists():
             raise InputError(where=f"{role} {folder}", expected=f"a checkpoint folder with {name}", found="no such file",
                              remedy="name a folder that `python -m medplib.fit` wrote")  # fmt: skip
@@ -167,11 +184,13 @@ def load_checkpoint(folder: str | Path, *, stage: str | None = None, role: str =
             where=f"{role} {folder}", expected=f"a checkpoint of stage '{stage}'", found=f"stage '{lineage.stage}'",
             remedy="check stage.init: a parent or an expert may be swapped",
         )  # fmt: skip
-    found = {WEIGHTS: sha256_file(folder / WEIGHTS), CONFIG: sha256_file(folder / CONFIG), TOKENIZER: sha256_folder(folder / TOKENIZER)}
+    tokenizer = sha256_folder(folder / TOKENIZER) if (folder / TOKENIZER).is_dir() else ""
+    found = {WEIGHTS: sha256_file(folder / WEIGHTS), CONFIG: sha256_file(folder / CONFIG), TOKENIZER: tokenizer}
     wanted = {WEIGHTS: lineage.weights_sha256, CONFIG: lineage.config_sha256, TOKENIZER: lineage.tokenizer_sha256}
     for name, digest in found.items():
         if digest != wanted[name]:
-            raise InputError(where=folder / name, expected=f"SHA-256 {wanted[name][:12]} as recorded in {LINEAGE}", found=digest[:12],
+            recorded = f"SHA-256 {wanted[name][:12]} as recorded in {LINEAGE}" if wanted[name] else f"none, as recorded in {LINEAGE}"
+            raise InputError(where=folder / name, expected=recorded, found=digest[:12] or "no such folder",
                              remedy="the file was changed or damaged; restore it or train the stage again")  # fmt: skip
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:

@@ -96,16 +96,24 @@ class Letterbox:
 
 @dataclass(frozen=True)
 class Template:
-    """Words around the turns; stored with every checkpoint, so that training, evaluation and serving cannot differ (bug B9)."""
+    """Words around the turns; stored with every checkpoint, so that training, evaluation and serving cannot differ (bug B9).
+
+    With `image_in_turn` the images follow the first role word instead of preceding it, and the tokenizer sees each stretch of text without
+    spaces at its ends, as published models were trained (the words are then given without spaces, too).
+    """
 
     system: str = ""
     human: str = " USER:"
     gpt: str = " ASSISTANT:"
+    image_in_turn: bool = False
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How a model wants to be fed: sizes in pixels, P tokens per image, `region_grid` cells per side. `sam_size` None = no such input."""
+    """How a model wants to be fed: sizes in pixels, P tokens per image, `region_grid` cells per side. `sam_size` None = no such input.
+
+    `legacy`: regions on the grid and targets at original size as the published code has them.
+    """
 
     vision_size: int
     image_tokens: int
@@ -113,11 +121,13 @@ class InputSpec:
     sam_size: int | None
     max_length: int = 2048
     template: Template = field(default_factory=Template)
+    legacy: bool = False
 
 
 @dataclass(frozen=True)
 class SampleTarget:
     """One target of a sample. `mask_SS`: letterboxed area fraction as uint8 0..255, None when absent or when nothing needs it.
+    `mask_HW`: bool at original size, only where the input specification is `legacy`.
 
     `position` is the index into input_ids of the state that decides about the target (predicts `<SEG>` or the refusal).
     """
@@ -127,6 +137,7 @@ class SampleTarget:
     position: int
     present: bool
     mask_SS: np.ndarray | None
+    mask_HW: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +174,7 @@ class Batch:
     target_image: torch.Tensor  # (N,) index into I
     target_present: torch.Tensor  # (N,) bool
     target_masks: torch.Tensor  # (N, S, S) uint8 area fraction; zeros when absent
+    original_masks: list[torch.Tensor | None]  # N of (H, W) bool where the input specification is legacy, else None
     name_ids: torch.Tensor  # (N, Ln) int64 token ids of the target's name, right-padded with -1
     names: list[str]  # N
     region_masks: torch.Tensor  # (R, g, g) float32
@@ -175,6 +187,7 @@ class Batch:
             f.name: value.to(device, non_blocking=non_blocking) if isinstance(value := getattr(self, f.name), torch.Tensor) else value
             for f in fields(self)
         }
+        moved["original_masks"] = [None if mask is None else mask.to(device) for mask in self.original_masks]
         return Batch(**moved)
 
     def pin_memory(self) -> Batch:

@@ -47,6 +47,7 @@ class Collator:
             target_image=torch.tensor([first_image[row] + t.image_index for row, t in targets], dtype=torch.int64),
             target_present=torch.tensor([t.present for _, t in targets], dtype=torch.bool),
             target_masks=_stack_masks([t.mask_SS for _, t in targets], size),
+            original_masks=[None if t.mask_HW is None else torch.from_numpy(t.mask_HW) for _, t in targets],
             name_ids=pad_sequence(name_ids, batch_first=True, padding_value=-1) if names else torch.zeros(0, 1, dtype=torch.int64),
             names=names,
             region_masks=torch.cat([s.region_masks for s in samples]),

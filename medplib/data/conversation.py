@@ -92,7 +92,7 @@ class ConversationEncoder:
             elif piece == REGION_START + REGION_END:
                 ids += self._region
             else:
-                ids += self.text_ids(piece)
+                ids += self.text_ids(piece.strip() if self.template.image_in_turn else piece)
         return ids
 
     def prefix(self, *, images: int = 1) -> TokenRun:
@@ -100,23 +100,28 @@ class ConversationEncoder:
         run = TokenRun()
         bos = self.tokenizer.bos_token_id
         run.add([] if bos is None else [bos])
-        run.add(self.text_ids(self.template.system))
+        words = self.template
+        run.add(self.text_ids(f"{words.system} {words.human}".strip() if words.image_in_turn else words.system))
         for _ in range(images):
             run.add(self._image)
         return run
 
     def conversation(self, turns: tuple[Turn, ...], *, open_ended: bool = False) -> TokenRun:
         """The tokens of `turns`. With `open_ended` the last turn must be human, and the run ends where the answer begins."""
-        run = TokenRun()
-        for turn in turns:
+        run, words = TokenRun(), self.template
+        for index, turn in enumerate(turns):
             if turn.role == "human":
-                run.add(self.text_ids(self.template.human))
+                if words.image_in_turn:  # the first role word stands before the images already
+                    said = turn.text if index == 0 else f"{words.human} {turn.text}"
+                    run.add(self._human_ids(f"{said} {words.gpt}"))
+                    continue
+                run.add(self.text_ids(words.human))
                 run.add(self._human_ids(" " + turn.text.strip()))
-                run.add(self.text_ids(self.template.gpt))
+                run.add(self.text_ids(words.gpt))
                 continue
             start = len(run.ids)
             # No space of its own before <SEG>: it would be a token, and give away that <SEG> follows before the model decides.
-            answer = f" {turn.text.strip()}".replace(f" {SEG}", SEG)
+            answer = turn.text.strip() if words.image_in_turn else f" {turn.text.strip()}".replace(f" {SEG}", SEG)
             for number, piece in enumerate(answer.split(DECISION)):
                 if number:
                     run.decisions.append(len(run.ids))
@@ -128,11 +133,14 @@ class ConversationEncoder:
         return run
 
 
-def without_leading_images(turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...] | None:
+def without_leading_images(turns: tuple[Turn, ...], images: int, *, anywhere: bool = False) -> tuple[Turn, ...] | None:
     """The turns without the image tags that open the first one; None when the images do not all stand there.
 
-    Conversations of this form can share one image prefix.
+    Conversations of this form can share one image prefix. With `anywhere` the tags may stand elsewhere in the first turn, too: the
+    published code moves them to its start.
     """
+    if anywhere and turns[0].text.count(IMAGE_TAG) == images:
+        return (Turn("human", turns[0].text.replace(IMAGE_TAG, "").strip()), *turns[1:])
     text, count = turns[0].text.lstrip(), 0
     while text.startswith(IMAGE_TAG):
         text, count = text[len(IMAGE_TAG) :].lstrip(), count + 1

@@ -11,7 +11,7 @@ import torch
 
 from medplib.data.conversation import DECISION, ConversationEncoder, TokenRun, without_leading_images
 from medplib.errors import InputError
-from medplib.imaging.letterbox import grid_coverage, letterbox_image, letterbox_mask_area
+from medplib.imaging.letterbox import grid_coverage, letterbox_image, letterbox_mask_area, published_region_grid
 from medplib.types import InputSpec, Letterbox, Record, Sample, SampleTarget, Target, Turn
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ class SampleEncoder:
         )
 
     def _tokens(self, loaded: Loaded) -> tuple[TokenRun, list[int], list[SampleTarget], list[np.ndarray]]:
-        shared = [without_leading_images(record.turns, len(record.images)) for record in loaded.records]
+        moved = self.spec.template.image_in_turn
+        shared = [without_leading_images(record.turns, len(record.images), anywhere=moved) for record in loaded.records]
         if len(shared) > 1 and any(turns is None for turns in shared):
             bad = loaded.records[shared.index(None)]
             raise InputError(where=f"record {bad.id}", expected="'<image>' at the start only, to share a prefix", found=bad.turns[0].text)
@@ -111,7 +112,8 @@ class SampleEncoder:
             run.labels += body.labels
             segments += [number] * len(body.ids)
             targets += self._targets(record, turns, body, offset, loaded.target_masks[number - 1])
-            regions += [grid_coverage(mask, self.spec.vision_size, self.spec.region_grid) for mask in loaded.region_masks[number - 1]]
+            on_grid = published_region_grid if self.spec.legacy else grid_coverage
+            regions += [on_grid(mask, self.spec.vision_size, self.spec.region_grid) for mask in loaded.region_masks[number - 1]]
         return run, segments, targets, regions
 
     def _targets(
@@ -142,7 +144,8 @@ class SampleEncoder:
     def _target(self, target: Target, mask: np.ndarray | None, position: int) -> SampleTarget:
         sam_size = self.spec.sam_size
         area = None if mask is None or sam_size is None else letterbox_mask_area(mask, sam_size)
-        return SampleTarget(target.name, target.image_index, position, target.mask is not None, area)
+        whole = mask if self.spec.legacy and area is not None else None
+        return SampleTarget(target.name, target.image_index, position, target.mask is not None, area, whole)
 
 
 def _with_decisions(turn: Turn, index: int, targets: tuple[Target, ...]) -> Turn:

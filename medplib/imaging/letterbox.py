@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import label
 
 from medplib.types import Letterbox
 
@@ -63,6 +64,27 @@ def grid_coverage(mask: np.ndarray, size: int, grid: int) -> np.ndarray:
         (grid, grid) float32, 0 to 1.
     """
     return np.clip(_cover(mask, size, grid), 0.0, 1.0)
+
+
+def published_region_grid(mask: np.ndarray, size: int, grid: int) -> np.ndarray:
+    """A region on the patch grid as the published code has it: nearest pixels, largest connected component only.
+
+    Args:
+        mask: (H, W) bool, not empty.
+        size: side of the square in pixels.
+        grid: patches per side.
+
+    Returns:
+        (grid, grid) float32, 0 or 1; a region that falls between all sampled pixels is empty.
+    """
+    box = Letterbox.fit(mask.shape, size)
+    square = np.zeros((size, size), bool)
+    rows, columns = ((2 * np.arange(n) + 1) * original // (2 * n) for n, original in zip(box.resized_size, box.original_size, strict=True))
+    square[box.window] = mask[np.ix_(rows, columns)]
+    cells = np.arange(grid) * size // grid
+    parts, count = label(square[np.ix_(cells, cells)])
+    largest = np.bincount(parts.ravel())[1:].argmax() + 1 if count else 1
+    return (parts == largest).astype(np.float32)
 
 
 def unletterbox_mask(mask: np.ndarray, letterbox: Letterbox) -> np.ndarray:

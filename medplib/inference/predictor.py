@@ -20,7 +20,7 @@ from medplib.inference.generate import Generated, generate
 from medplib.lineage import load_checkpoint
 from medplib.models.build import input_spec
 from medplib.models.features import ImageFeatures
-from medplib.models.grounding import unpad_resize
+from medplib.models.geometry import published_unpad_resize, unpad_resize
 from medplib.models.load import load_model
 from medplib.models.moe import forced_expert
 from medplib.tokens import SEG
@@ -194,7 +194,10 @@ class Predictor:
     ) -> tuple[list[np.ndarray], torch.Tensor, torch.Tensor | None]:
         """Probabilities at original size for K states (K, D) in the images `images` (K,); quality (K,); presence logits (K,)."""
         out = self.model.grounder.decode(features, images, self.model.seg_projector(states))
-        maps = unpad_resize(out.mask_logits, batch.letterboxes, images)
+        if self.config.legacy:
+            maps = published_unpad_resize(out.low_res_logits, batch.letterboxes, images)
+        else:
+            maps = unpad_resize(out.mask_logits, batch.letterboxes, images)
         return [torch.sigmoid(m.float()).cpu().numpy() for m in maps], out.quality, out.presence_logit
 
 

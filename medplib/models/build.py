@@ -26,6 +26,8 @@ class ModelConfig:
         seg_projector_norm: LayerNorm behind the SegProjector (off in the published model).
         name_prompts: build the prompt encoder for target names.
         contrast_width: width of the image-text heads; 0 builds none.
+        legacy: do as the published code does where this project departs from it (docs/differences.md): mask un-padding, targets of mask
+            losses, region sampling.
         template: words around the turns.
         max_length: tokens of a sample, image tokens included.
     """
@@ -37,6 +39,7 @@ class ModelConfig:
     seg_projector_norm: bool = False
     name_prompts: bool = False
     contrast_width: int = 0
+    legacy: bool = False
     template: Template = field(default_factory=Template)
     max_length: int = 1024
 
@@ -71,7 +74,7 @@ def build_model(config: ModelConfig, *, vocab_size: int) -> MedPLIB:
     return MedPLIB(
         vision=vision,
         projector=Projector(config=config.projector, **widths, maps=len(config.vision.names)),
-        region=RegionEncoder(**widths),
+        region=RegionEncoder(**widths, legacy=config.legacy),
         language=language,
         seg_projector=None
         if grounder is None
@@ -95,4 +98,5 @@ def input_spec(config: ModelConfig, *, with_sam: bool) -> InputSpec:
         sam_size=sam_size if with_sam else None,
         max_length=config.max_length,
         template=config.template,
+        legacy=config.legacy,
     )

@@ -42,5 +42,27 @@ def unpad_resize(mask_logits: torch.Tensor, letterboxes: Sequence[Letterbox], im
     return masks
 
 
+def published_unpad_resize(low_res_logits: torch.Tensor, letterboxes: Sequence[Letterbox], image_index: torch.Tensor) -> list[torch.Tensor]:
+    """What the published code makes of low-resolution masks (bug B1), to reproduce its figures; only right for square images.
+
+    It cuts a window of the size that the image has in the S x S square out of the s x s map: starts are negative then and count from the
+    end, or reach beyond it and cut nothing.
+
+    Args:
+        low_res_logits: (N, s, s).
+        letterboxes: of the I images.
+        image_index: (N,) index into `letterboxes`.
+
+    Returns:
+        N tensors (H, W).
+    """
+    masks = []
+    for logits_ss, image in zip(low_res_logits, image_index.tolist(), strict=True):
+        box = letterboxes[image]
+        rows, columns = (slice(start, start + n) for n in box.resized_size for start in ((logits_ss.shape[-1] - n) // 2,))
+        masks.append(_resize(logits_ss[rows, columns], box.original_size))
+    return masks
+
+
 def _resize(logits_HW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(logits_HW[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]

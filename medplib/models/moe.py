@@ -1,7 +1,7 @@
 """A mixture of named experts where a decoder layer had its MLP (arXiv 2412.09278 section on MoE).
 
-Differences from the published layer, on purpose: no capacity, so no token is dropped; padding is not routed; the router is a permanent
-float32 parameter; only the chosen experts run. Letters: T routed tokens, D width, E experts, K chosen per token.
+Differences from the published layer, on purpose: no token is dropped (unless a capacity is asked for); padding is not routed; the router
+is a permanent float32 parameter; only the chosen experts run. Letters: T routed tokens, D width, E experts, K chosen per token.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Literal
 
 import torch
@@ -21,7 +22,7 @@ from medplib.types import RouterStats
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """Experts of every decoder layer.
+    """Experts of the decoder layers.
 
     Args:
         experts: their names, in order.
@@ -30,12 +31,17 @@ class MoEConfig:
             scaled below one, bug B11); "renormalised": divided by the sum over the chosen, with a straight-through gradient when only
             one is chosen, so that the forward pass equals the expert and the router still learns.
         tasks: task -> the expert that its words are drawn to by the loss term router_task; tasks that are not named are left alone.
+        layers: decoder layers that get experts, in order; empty = all of them.
+        capacity_factor: in training an expert takes at most ceil(T K / E x factor) tokens, chosen at random, and the others only keep
+            their residual, as published (bug B11). 0 = no token is ever dropped.
     """
 
     experts: tuple[str, ...] = ("grounding", "vl")
     top_k: int = 1
     gate: Literal["probability", "renormalised"] = "renormalised"
     tasks: dict[str, str] = field(default_factory=dict)
+    layers: tuple[int, ...] = ()
+    capacity_factor: float = 0.0
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.tasks.values()) - set(self.experts)):
@@ -77,6 +83,7 @@ class MoEMLP(nn.Module):
         self.router = nn.Linear(width, len(experts), bias=False, dtype=torch.float32)
         nn.init.normal_(self.router.weight, std=0.02)
         self.top_k, self.gate, self.routing = config.top_k, config.gate, routing
+        self.capacity_factor = config.capacity_factor
 
     def forward(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
         """Route every real token; padding gets zero (only its residual goes on)."""
@@ -110,12 +117,31 @@ class MoEMLP(nn.Module):
                 weight_TK = weight_TK + (1 - weight_TK).detach()
             else:
                 weight_TK = weight_TK / weight_TK.sum(dim=-1, keepdim=True)
+        if self.training and self.capacity_factor:
+            kept_TK = within_capacity(chosen_TK, torch.rand_like(probs_TE), self.capacity_factor)
+            weight_TK = weight_TK * kept_TK
         return weight_TK, chosen_TK
 
 
+def within_capacity(chosen_TK: torch.Tensor, noise_TE: torch.Tensor, factor: float) -> torch.Tensor:
+    """Which choices fit into their expert, (T, K) bool: of the tokens that chose an expert those of highest noise."""
+    tokens, experts = noise_TE.shape
+    capacity = min(tokens, ceil(tokens * chosen_TK.shape[1] / experts * factor))
+    wanted_TE = torch.zeros_like(noise_TE).scatter(1, chosen_TK, 1.0)
+    first_CE = (noise_TE * wanted_TE).topk(capacity, dim=0).indices
+    kept_TE = torch.zeros_like(noise_TE, dtype=torch.bool).scatter(0, first_CE, True)
+    return kept_TE.gather(1, chosen_TK)
+
+
 def install_experts(layers: nn.ModuleList, config: MoEConfig, routing: Routing) -> None:
-    """Replace `layer.mlp` of every decoder layer by an MoEMLP whose experts start as copies of it."""
-    for layer in layers:
+    """Replace `layer.mlp` of the configured decoder layers by an MoEMLP whose experts start as copies of it.
+
+    Raises:
+        InputError: a layer that the decoder does not have.
+    """
+    if config.layers and not set(config.layers) <= set(range(len(layers))):
+        raise InputError(where="moe.layers", expected=f"layers 0 to {len(layers) - 1}", found=str(list(config.layers)))
+    for layer in (layers[index] for index in config.layers) if config.layers else layers:
         width = next(p for p in layer.mlp.parameters()).shape[1]
         experts = {name: deepcopy(layer.mlp) for name in config.experts}
         layer.mlp = MoEMLP(experts=experts, config=config, width=width, routing=routing)

@@ -100,11 +100,12 @@ class _Clip(nn.Module):
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
         if config.pretrained:
-            self.model = CLIPVisionModel.from_pretrained(config.name, trust_remote_code=False)
+            model = CLIPVisionModel.from_pretrained(config.name, trust_remote_code=False)
         elif config.hf_config is not None:
-            self.model = CLIPVisionModel(CLIPVisionConfig(**config.hf_config))
+            model = CLIPVisionModel(CLIPVisionConfig(**config.hf_config))
         else:
-            self.model = CLIPVisionModel(CLIPVisionConfig.from_pretrained(config.name, trust_remote_code=False))
+            model = CLIPVisionModel(CLIPVisionConfig.from_pretrained(config.name, trust_remote_code=False))
+        self.model = getattr(model, "vision_model", model)  # some versions of transformers wrap it once more
         found = self.model.config.image_size // self.model.config.patch_size
         if (found, self.model.config.image_size) != (config.grid, config.image_size):
             raise InputError(

@@ -24,7 +24,7 @@ from medplib.training.stage import Parent, StageConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_MLP = re.compile(r"^(language\.model\.model\.layers\.\d+\.mlp\.)(.+)$")
+_MLP = re.compile(r"^(language\.model\.model\.layers\.(\d+)\.mlp\.)(.+)$")
 TOKEN_TABLES = ("language.model.model.embed_tokens.weight", "language.model.lm_head.weight")
 
 
@@ -66,7 +66,7 @@ def _roles(stage: StageConfig) -> dict[str, Parent]:
 
 
 def _same_tokenizer(parents: dict[str, Checkpoint]) -> None:
-    found = {role: parent.lineage.tokenizer_sha256 for role, parent in parents.items()}
+    found = {role: parent.lineage.tokenizer_sha256 for role, parent in parents.items() if parent.lineage.tokenizer_sha256}
     if len(set(found.values())) > 1:
         hashes = ", ".join(f"{role} {digest[:8]}" for role, digest in found.items())
         raise InputError(where="stage.init", expected="parents with one tokenizer", found=hashes,
@@ -120,14 +120,14 @@ def _collect(
     taken = tuple(stage.init.parts)
     state: dict[str, torch.Tensor] = {}
     if base is not None:
-        state = base.tensors(lambda name: not any(covers(p, name) for p in taken) and not (stage.moe and _MLP.match(name)))
+        state = base.tensors(lambda name: not any(covers(p, name) for p in taken) and not _gets_experts(name, stage))
     for role, parent in parents.items():
         kind, _, name = role.partition(":")
         if kind == "part":
             state |= _part(parent, name, stage.init.parts[name].part or name, name_ids=config.vision.name_ids)
         elif kind == "expert":
-            for key, tensor in parent.tensors(lambda key: bool(_MLP.match(key))).items():
-                prefix, rest = _MLP.match(key).groups()
+            for key, tensor in parent.tensors(lambda key: _gets_experts(key, stage)).items():
+                prefix, _, rest = _MLP.match(key).groups()
                 if rest.startswith(("experts.", "router.")):
                     raise InputError(where=f"{role} {parent.folder}", expected="a dense checkpoint", found="one that already has experts")
                 state[f"{prefix}experts.{name}.{rest}"] = tensor
@@ -136,6 +136,12 @@ def _collect(
                 state[table] = state[table].clone()
                 state[table][seg_row] = tensor[seg_row]
     return state
+
+
+def _gets_experts(name: str, stage: StageConfig) -> bool:
+    """Whether a tensor belongs to an MLP that the stage replaces by experts."""
+    found = _MLP.match(name)
+    return bool(found) and stage.moe is not None and (not stage.moe.layers or int(found[2]) in stage.moe.layers)
 
 
 def _part(parent: Checkpoint, name: str, there: str, *, name_ids: tuple[tuple[int, ...], ...]) -> dict[str, torch.Tensor]:

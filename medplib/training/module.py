@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from medplib.errors import InputError
 from medplib.lineage import Lineage, SourceStamp, save_checkpoint, sha256_file
 from medplib.models.build import input_spec
+from medplib.tensorfiles import StoredTensor
 from medplib.tokens import SEG
 from medplib.training.assemble import TOKEN_TABLES, assemble
 from medplib.training.lora import add_lora, merge_lora
@@ -156,7 +157,7 @@ class StageModule(L.LightningModule):
         )
         return save_checkpoint(
             Path(self.stage.output),
-            tensors=dict(self.model.state_dict()),
+            tensors={name: StoredTensor.of(tensor) for name, tensor in self.model.state_dict().items()},
             config={"model": asdict(self.config)},
             save_tokenizer=self.tokenizer.save_pretrained,
             lineage=lineage,

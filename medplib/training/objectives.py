@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from medplib.models.grounding import valid_mask
+from medplib.models.geometry import published_unpad_resize, valid_mask
 from medplib.models.language import prefix_mask
 from medplib.models.medplib import MedPLIB
 from medplib.models.moe import load_balancing_loss, task_routing_loss
@@ -88,8 +88,11 @@ def _decision_loss(model: MedPLIB, batch: Batch, out: ModelOutput) -> torch.Tens
 def _with_masks(terms: LossTerms, grounding: GroundingOutput, batch: Batch, weights: LossWeights) -> LossTerms:
     """Add mask losses over present targets and the presence loss over all."""
     present = batch.target_present
-    valid = valid_mask(batch.letterboxes, batch.target_masks.device)[batch.target_image]
-    terms = _mask_terms(terms, _rows(grounding, present), batch.target_masks[present], valid[present], weights)
+    if any(mask is not None for mask in batch.original_masks):
+        terms = _published_mask_terms(terms, grounding, batch, weights)
+    else:
+        valid = valid_mask(batch.letterboxes, batch.target_masks.device)[batch.target_image]
+        terms = _mask_terms(terms, _rows(grounding, present), batch.target_masks[present], valid[present], weights)
     if grounding.presence_logit is not None and weights.presence:
         terms = replace(terms, presence=losses.presence_bce(grounding.presence_logit, present))
     return terms
@@ -116,6 +119,26 @@ def _mask_terms(
             value, before = share * function(grounding.mask_logits, target, valid), getattr(terms, name)
             terms = replace(terms, **{name: value if before is None else before + value})
     return terms
+
+
+def _published_mask_terms(terms: LossTerms, grounding: GroundingOutput, batch: Batch, weights: LossWeights) -> LossTerms:
+    """Mask losses as published, for models built with `legacy`: at original size, after the published un-padding, quality and mask both
+    moved by the IoU term.
+    """
+    kept = [index for index, mask in enumerate(batch.original_masks) if mask is not None]
+    logits = published_unpad_resize(grounding.low_res_logits[kept], batch.letterboxes, batch.target_image[kept])
+    values: dict[str, list[torch.Tensor]] = {}
+    for index, logits_HW in zip(kept, logits, strict=True):
+        target_HW = batch.original_masks[index]
+        one = (logits_HW[None], target_HW[None], torch.ones_like(target_HW)[None])
+        for name, value in (
+            ("mask_bce", losses.mask_bce(*one)),
+            ("mask_dice", losses.mask_dice(*one)),
+            ("mask_focal", losses.mask_focal(*one)),
+            ("mask_iou", losses.mask_iou(*one, grounding.quality[index : index + 1], detach_masks=False)),
+        ):
+            values.setdefault(name, []).append(value)
+    return replace(terms, **{name: torch.stack(found).mean() for name, found in values.items() if getattr(weights, name)})
 
 
 def dense(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:

@@ -11,11 +11,12 @@ PACKAGE = Path(__file__).parents[2] / "medplib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each layer may import from the package; bottom modules are free for all.
-BOTTOM = {"types", "tokens", "tokenizer", "lineage", "errors", "paths", "config", "compat"}
+BOTTOM = {"types", "tokens", "tokenizer", "lineage", "errors", "paths", "config", "compat", "tensorfiles"}
 ALLOWED = {
     "imaging": {"imaging"},
     "data": {"data", "imaging"},
     "models": {"models"},
+    "convert": {"convert", "models"},
     "training": {"training", "models", "data", "imaging"},
     "inference": {"inference", "models", "data", "imaging"},
     "evaluation": {"evaluation", "inference", "data", "imaging"},

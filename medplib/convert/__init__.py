@@ -1,0 +1,1 @@
+"""Published checkpoints <-> checkpoint folders of this project."""

@@ -1,0 +1,81 @@
+"""`sam-med2d_b.pth` and segment-anything's own .pth files -> a checkpoint folder that holds a grounder and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from medplib.convert.sizes import sam_sizes
+from medplib.errors import InputError
+from medplib.lineage import Lineage, SourceStamp, save_checkpoint, sha256_file
+from medplib.models.build import ModelConfig
+from medplib.models.config_grounding import GrounderConfig
+from medplib.models.grounding import build_grounder
+from medplib.models.sam import sam_med2d_keys
+from medplib.tensorfiles import StoredTensor, open_tensors
+
+_BUFFERS = ("pixel_mean", "pixel_std")
+
+
+def import_sam(
+    file: Path,
+    out: Path,
+    *,
+    stage: str = "sam",
+    image_size: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Lineage:
+    """Write checkpoint folder `out` from a SAM or SAM-Med2D file.
+
+    Args:
+        file: .pth (read with weights_only) or .safetensors.
+        out: new folder.
+        stage: name written into the lineage.
+        image_size: another input size than that of the file; positions are interpolated, as SAM-Med2D did to come from 1024 to 256 pixels.
+        say: told what was changed.
+
+    Raises:
+        InputError: no such model in the file, tensors missing, left over or of another shape.
+    """
+    stored = {name: tensor for name, tensor in open_tensors(file).items() if name not in _BUFFERS}
+    names = sam_med2d_keys(stored)
+    tensors = {f"grounder.{names[name]}": tensor for name, tensor in stored.items()}
+    config = sam_sizes({name: tensor.shape for name, tensor in tensors.items()})
+    if image_size is not None and image_size != config.image_size:
+        say(f"positions interpolated from {config.image_size} to {image_size} pixels")
+        tensors = _interpolated(tensors, config, image_size)
+        config = replace(config, image_size=image_size)
+    with torch.device("meta"):
+        expected = {f"grounder.{name}": tuple(tensor.shape) for name, tensor in build_grounder(config).state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+        raise InputError(
+            where=file,
+            expected=f"the {len(expected)} tensors of a SAM model of width {config.vit.width}",
+            found=f"{len(wrong)} missing, left over or of another shape, such as {wrong[0]} {found.get(wrong[0], 'missing')}",
+        )
+    lineage = Lineage(stage=stage, trained=(), steps=0, sources=(SourceStamp(file.name, sha256_file(file), len(stored)),))
+    return save_checkpoint(
+        out, tensors=tensors, config={"model": asdict(ModelConfig(grounder=config))}, save_tokenizer=None, lineage=lineage
+    )
+
+
+def _interpolated(tensors: dict[str, StoredTensor], config: GrounderConfig, image_size: int) -> dict[str, StoredTensor]:
+    """Absolute positions and the relative ones of global blocks at another grid; windows stay as they are."""
+    grid = replace(config, image_size=image_size).grid
+    vit, changed = "grounder.image_encoder.vit.", dict(tensors)
+    absolute = tensors[f"{vit}pos_embed"].read().float().permute(0, 3, 1, 2)
+    resized = functional.interpolate(absolute, (grid, grid), mode="bilinear", align_corners=False)
+    changed[f"{vit}pos_embed"] = StoredTensor.of(resized.permute(0, 2, 3, 1).contiguous())
+    for block in config.vit.global_blocks:
+        for axis in "hw":
+            name = f"{vit}blocks.{block}.attn.rel_pos_{axis}"
+            relative = tensors[name].read().float().T[None]
+            resized = functional.interpolate(relative, 2 * grid - 1, mode="linear", align_corners=False)
+            changed[name] = StoredTensor.of(resized[0].T.contiguous())
+    return changed

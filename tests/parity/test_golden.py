@@ -1,0 +1,48 @@
+"""The model, its training step, generation and preprocessing against values of the published code."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.parity import golden
+from tests.parity.golden_preprocessing import preprocessing_rows
+
+FIXTURES = ("llm_dense", "llm_moe")
+_SHARED = Path(os.environ.get("MEDPLIB_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
+PREPROCESSING = _SHARED / "parity" / "dev" / "preprocessing"
+
+
+def check(rows) -> None:
+    """Every quantity reaches its goal, which is tighter than the tolerance."""
+    rows = list(rows)
+    assert rows
+    assert {f"{row.item}: {row.quantity}": row.difference for row in rows if not row.difference <= row.goal} == {}
+
+
+@pytest.mark.parametrize("folder", FIXTURES)
+def test_forward(folder):
+    check(golden.forward_rows(folder))
+
+
+def test_forward_with_two_experts_per_token():
+    check(golden.forward_rows("llm_moe", top_k=2))
+
+
+@pytest.mark.parametrize("folder", FIXTURES)
+def test_losses_and_gradients(folder):
+    check(golden.loss_rows(folder))
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+def test_generation(kind):
+    check(golden.generation_rows(kind))
+
+
+def test_gate():
+    check(golden.gating_rows())
+
+
+@pytest.mark.skipif(not PREPROCESSING.is_dir(), reason="the fixture's real images are not part of the project")
+def test_preprocessing():
+    check(preprocessing_rows(PREPROCESSING))
