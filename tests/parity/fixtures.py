@@ -21,6 +21,24 @@ DATA = Path(__file__).parent / "data"
 EXPERTS = ("grounding", "vl")
 
 
+@dataclass(frozen=True)
+class Row:
+    """One compared quantity. `difference` is the largest absolute one, relative for losses and gradient norms, 0 or 1 for equality."""
+
+    item: str
+    quantity: str
+    difference: float
+    tolerance: float
+    goal: float
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest absolute difference; infinite when the shapes differ."""
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found.double() - expected.double()).abs().max()) if found.numel() else 0.0
+
+
 def published_state(folder: str) -> dict[str, torch.Tensor]:
     """All tensors under published names, float16 as stored."""
     sam = load_file(DATA / "sam_med2d" / "state_dict.safetensors")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from safetensors.torch import load_file
@@ -17,30 +16,13 @@ from medplib.models.bridge import published_name
 from medplib.models.geometry import published_unpad_resize, unpad_resize
 from medplib.models.medplib import MedPLIB
 from medplib.models.moe import load_balancing_loss, within_capacity
+from medplib.training import losses
 from medplib.training.losses import LossWeights
 from medplib.training.objectives import conversation
 from medplib.types import RouterStats
-from tests.parity.fixtures import DATA, EXPERTS, case, model, prompt_case, with_fixture_pixels
+from tests.parity.fixtures import DATA, EXPERTS, Case, Row, case, difference, model, prompt_case, with_fixture_pixels
 
 WEIGHT_NAMES = {"ce": "lm", "bce": "mask_bce", "dice": "mask_dice", "iou": "mask_iou", "focal": "mask_focal"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One compared quantity. `difference` is the largest absolute one, relative for losses and gradient norms, 0 or 1 for equality."""
-
-    item: str
-    quantity: str
-    difference: float
-    tolerance: float
-    goal: float
-
-
-def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest absolute difference; infinite when the shapes differ."""
-    if found.shape != expected.shape:
-        return float("inf")
-    return float((found.double() - expected.double()).abs().max()) if found.numel() else 0.0
 
 
 def relative(found: float, expected: float) -> float:
@@ -126,6 +108,7 @@ def loss_rows(folder: str) -> Iterator[Row]:
     }
     for name, (found, wanted) in pairs.items():
         yield Row(folder, f"loss: {name}", relative(float(found.detach()), wanted), 1e-4, 1e-5)
+    yield from _right_geometry(folder, built, case_, expected)
     norms = json.loads((DATA / folder / "grad_norms.json").read_text())
     worst, compared = 0.0, set()
     for name, parameter in built.named_parameters():
@@ -138,6 +121,24 @@ def loss_rows(folder: str) -> Iterator[Row]:
     yield Row(folder, f"gradient norms ({len(needed)} tensors)", worst if compared == needed else float("inf"), 1e-3, 1e-4)
     built.zero_grad()
     built.requires_grad_(False)
+
+
+def _right_geometry(folder: str, built: MedPLIB, case_: Case, expected: dict) -> Iterator[Row]:
+    """The mask losses where masks are un-padded as they should be."""
+    batch, per_mask = case_.batch, expected["per_mask_correct_geometry"]
+    with torch.no_grad():
+        out = built(batch).grounding
+    for index, logits in enumerate(unpad_resize(out.mask_logits, batch.letterboxes, batch.target_image)):
+        target = batch.original_masks[index][None]
+        one = (logits[None], target, torch.ones_like(target))
+        found = {
+            "bce": losses.mask_bce(*one),
+            "dice": losses.mask_dice(*one),
+            "focal": losses.mask_focal(*one),
+            "iou": losses.mask_iou(*one, out.quality[index : index + 1]),
+        }
+        for name, value in found.items():
+            yield Row(folder, f"loss in right geometry: {name}", relative(float(value), per_mask[name][index]), 1e-4, 1e-5)
 
 
 def generation_rows(kind: str) -> Iterator[Row]:

@@ -21,7 +21,7 @@ from medplib.models.grounding import PixelNormaliser, valid_mask
 from medplib.models.vision import CLIP_MEAN, CLIP_STD
 from medplib.tokens import IMAGE_PLACEHOLDER
 from medplib.types import InputSpec
-from tests.parity.golden import Row, difference
+from tests.parity.fixtures import Row, difference
 
 TEMPLATES = {"llava_v1": TRAINING, "v1": EVALUATION}
 EXACT = 1e-5  # a grey level is 0.015 at least

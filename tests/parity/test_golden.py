@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from medplib.models.sam import official_sam_key
 from tests.parity import golden
+from tests.parity.golden_metrics import metric_rows
 from tests.parity.golden_preprocessing import preprocessing_rows
+from tests.parity.golden_sam import grounder, sam_rows
 
 FIXTURES = ("llm_dense", "llm_moe")
 _SHARED = Path(os.environ.get("MEDPLIB_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
@@ -41,6 +44,19 @@ def test_generation(kind):
 
 def test_gate():
     check(golden.gating_rows())
+
+
+def test_grounder():
+    check(sam_rows())
+
+
+def test_metrics():
+    check(metric_rows())
+
+
+def test_names_of_the_grounder_map_both_ways():
+    ours = set(grounder().state_dict())
+    assert len({official_sam_key(name) for name in ours}) == len(ours)
 
 
 @pytest.mark.skipif(not PREPROCESSING.is_dir(), reason="the fixture's real images are not part of the project")

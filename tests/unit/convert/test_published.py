@@ -1,0 +1,182 @@
+import json
+import shutil
+
+import pytest
+import torch
+from parity.fixtures import published_state
+from safetensors.torch import load_file, save_file
+from unit.convert.published_folder import write_published
+
+from medplib.convert.published import ImportOptions, export_published, import_published
+from medplib.errors import InputError
+from medplib.lineage import load_checkpoint
+from medplib.models.load import load_model
+from medplib.tensorfiles import open_tensors
+
+FIXTURES = ("llm_dense", "llm_moe")
+
+
+def options(folder, **more) -> ImportOptions:
+    return ImportOptions(clip=str(folder / "clip.json"), **more)
+
+
+@pytest.mark.parametrize("fixture", FIXTURES)
+@pytest.mark.parametrize("binary", [False, True])
+def test_there_and_back_byte_for_byte(tmp_path, fixture, binary):
+    folder = write_published(tmp_path / "published", fixture, binary=binary)
+    import_published(folder, tmp_path / "ours", options(folder))
+    export_published(load_checkpoint(tmp_path / "ours"), tmp_path / "back")
+    before, after = open_tensors(folder), open_tensors(tmp_path / "back")
+    assert set(before) == set(after) == set(published_state(fixture))
+    for name, tensor in before.items():
+        a, b = tensor.read(), after[name].read()
+        assert a.dtype == b.dtype
+        assert a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes(), name
+    assert json.loads((tmp_path / "back/config.json").read_text()) == json.loads((folder / "config.json").read_text())
+
+
+def test_an_imported_checkpoint_loads_and_says_where_it_is_from(tmp_path):
+    folder = write_published(tmp_path / "published", "llm_moe")
+    lineage = import_published(folder, tmp_path / "ours", options(folder, stage="stage4"))
+    checkpoint = load_checkpoint(tmp_path / "ours", stage="stage4")
+    model, tokenizer, config = load_model(checkpoint)
+    assert [stamp.file for stamp in lineage.sources] == sorted(p.name for p in folder.glob("*.safetensors"))
+    assert config.language.moe.experts == ("grounding", "vl")
+    assert config.language.moe.gate == "probability"
+    assert len(tokenizer) == 300
+    assert "/someone/else" not in (tmp_path / "ours/config.json").read_text()
+    expert = model.language.decoder.layers[1].mlp.experts["vl"].up_proj.weight
+    wanted = published_state("llm_moe")["model.layers.1.mlp.deepspeed_moe.experts.deepspeed_experts.1.up_proj.weight"]
+    assert torch.equal(expert, wanted.float())
+
+
+def test_without_an_index_all_shards_are_read(tmp_path):
+    folder = write_published(tmp_path / "published", "llm_dense", shards=3)
+    (folder / "model.safetensors.index.json").unlink()
+    import_published(folder, tmp_path / "ours", options(folder))
+    assert load_checkpoint(tmp_path / "ours").config["model"]["language"]["moe"] is None
+
+
+def test_rows_for_added_tokens_are_the_mean_of_the_others(tmp_path):
+    folder = write_published(tmp_path / "published", "llm_dense", shards=1)
+    (file,) = folder.glob("*.safetensors")
+    state = load_file(file)
+    for table in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[table] = state[table][:290].contiguous()
+    save_file(state, file)
+    told = []
+    import_published(folder, tmp_path / "ours", options(folder), say=told.append)
+    rows = load_file(tmp_path / "ours/model.safetensors")["language.model.lm_head.weight"]
+    assert rows.shape[0] == 300
+    assert torch.equal(rows[295], state["lm_head.weight"].float().mean(0).half())
+    assert ["10 rows added" in line for line in told] == [True, True]
+
+
+def test_a_llava_folder_has_no_grounder(tmp_path):
+    folder = write_published(tmp_path / "published", "llm_dense", shards=1)
+    (file,) = folder.glob("*.safetensors")
+    absent = ("model.visual_model.", "model.text_hidden_fcs.", "model.region_fea_adapter.")
+    save_file({name: tensor for name, tensor in load_file(file).items() if not name.startswith(absent)}, file)
+    (folder / "model.safetensors.index.json").unlink()
+    import_published(folder, tmp_path / "ours", options(folder, stage="llava"))
+    assert load_checkpoint(tmp_path / "ours").config["model"]["grounder"] is None
+
+
+def _edit(folder, change) -> None:
+    (file,) = folder.glob("*.safetensors")
+    state = load_file(file)
+    change(state)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
+    (folder / "model.safetensors.index.json").unlink()
+
+
+def _missing(folder):
+    _edit(folder, lambda state: [state.pop("model.mm_projector.0.bias"), state.pop("model.norm.weight")])
+
+
+def _left_over(folder):
+    _edit(folder, lambda state: state.update({"model.mm_token_compressor.norm.weight": torch.zeros(3)}))
+
+
+def _other_shape(folder):
+    _edit(folder, lambda state: state.update({"model.mm_projector.2.bias": torch.zeros(65)}))
+
+
+def _other_size(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 128}))
+
+
+def _missing_shard(folder):
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"]["model.norm.weight"] = "model-00009-of-00009.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _outside_shard(folder):
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"]["model.norm.weight"] = "../model.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _remote_code(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}))
+
+
+def _no_config(folder):
+    (folder / "config.json").unlink()
+
+
+def _truncated(folder):
+    (file,) = folder.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def _other_clip(folder):
+    (folder / "clip.json").write_text(json.dumps({"num_attention_heads": 4, "hidden_size": 64}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_missing, "2 missing"),
+        (_left_over, "mm_token_compressor"),
+        (_other_shape, r"1 of another shape .*\(65,\) instead of \(64,\)"),
+        (_other_size, "hidden_size 64"),
+        (_missing_shard, "model-00009-of-00009"),
+        (_outside_shard, "a path"),
+        (_remote_code, "auto_map"),
+        (_no_config, "config.json"),
+        (_truncated, "safetensors"),
+        (_other_clip, "hidden_size 64"),
+    ],
+)
+def test_bad_folders_are_refused_and_nothing_is_written(tmp_path, damage, says):
+    folder = write_published(tmp_path / "published", "llm_dense", shards=1)
+    damage(folder)
+    with pytest.raises(InputError, match=says):
+        import_published(folder, tmp_path / "ours", options(folder))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["published"]
+
+
+def test_parts_are_left_out_only_when_named(tmp_path):
+    folder = write_published(tmp_path / "published", "llm_dense", shards=1)
+    _left_over(folder)
+    told = []
+    import_published(folder, tmp_path / "ours", options(folder, drop=("model.mm_token_compressor.",)), say=told.append)
+    assert told == ["left out 1 tensors model.mm_token_compressor.*"]
+
+
+def test_the_toy_model_survives_the_published_layout(tmp_path, trained):
+    told = []
+    export_published(load_checkpoint(trained.folder("moe")), tmp_path / "published", say=told.append)
+    import_published(tmp_path / "published", tmp_path / "ours", ImportOptions(stage="moe"))
+    before, after = load_file(trained.folder("moe") / "model.safetensors"), load_file(tmp_path / "ours/model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert load_checkpoint(tmp_path / "ours").config == load_checkpoint(trained.folder("moe")).config
+    assert "have no published name" in told[0]
+    names = set(open_tensors(tmp_path / "published"))
+    assert "model.layers.0.mlp.deepspeed_moe.experts.deepspeed_experts.1.up_proj.weight" in names
+    shutil.rmtree(tmp_path / "published")
