@@ -110,7 +110,8 @@ class Template:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How a model wants to be fed: sizes in pixels, P tokens per image, `region_grid` cells per side. `sam_size` None = no such input.
+    """How a model wants to be fed: sizes in pixels, P tokens per image, `region_grid` cells per side. `sam_size` None = no such input,
+    `vision_size` 0 = neither pixels nor regions for a vision encoder.
 
     `legacy`: regions on the grid and targets at original size as the published code has them.
     """

@@ -22,7 +22,7 @@ def published(folder: str, out: str, options: ImportOptions = ImportOptions()) -
     print(f"wrote {out}: stage '{lineage.stage}', weights {lineage.weights_sha256[:12]}")
 
 
-def sam(file: str, out: str, stage: str = "sam", image_size: int | None = None) -> None:
+def sam(file: str, out: str, stage: str = "sam", image_size: int | None = None, adapter: bool = False) -> None:
     """Import sam-med2d_b.pth or a file of segment-anything (ViT-B, -L, -H) as a grounder.
 
     Args:
@@ -30,10 +30,11 @@ def sam(file: str, out: str, stage: str = "sam", image_size: int | None = None) 
         out: checkpoint folder to write.
         stage: name written into the lineage.
         image_size: input size in pixels, when it shall differ from that of the file.
+        adapter: add SAM-Med2D's adapters to a file without them.
     """
     from medplib.convert.sam_file import import_sam
 
-    lineage = import_sam(Path(file), Path(out), stage=stage, image_size=image_size, say=print)
+    lineage = import_sam(Path(file), Path(out), stage=stage, image_size=image_size, adapter=adapter, say=print)
     print(f"wrote {out}: stage '{lineage.stage}', weights {lineage.weights_sha256[:12]}")
 
 

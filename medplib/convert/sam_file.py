@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from medplib.lineage import Lineage, SourceStamp, save_checkpoint, sha256_file
 from medplib.models.build import ModelConfig
 from medplib.models.config_grounding import GrounderConfig
 from medplib.models.grounding import build_grounder
-from medplib.models.sam import sam_med2d_keys
+from medplib.models.sam import Adapter, sam_med2d_keys
 from medplib.tensorfiles import StoredTensor, open_tensors
 
 _BUFFERS = ("pixel_mean", "pixel_std")
@@ -27,6 +28,7 @@ def import_sam(
     *,
     stage: str = "sam",
     image_size: int | None = None,
+    adapter: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Lineage:
     """Write checkpoint folder `out` from a SAM or SAM-Med2D file.
@@ -36,6 +38,7 @@ def import_sam(
         out: new folder.
         stage: name written into the lineage.
         image_size: another input size than that of the file; positions are interpolated, as SAM-Med2D did to come from 1024 to 256 pixels.
+        adapter: add SAM-Med2D's adapters to a file without them, at random (seed 0), to be trained.
         say: told what was changed.
 
     Raises:
@@ -49,6 +52,10 @@ def import_sam(
         say(f"positions interpolated from {config.image_size} to {image_size} pixels")
         tensors = _interpolated(tensors, config, image_size)
         config = replace(config, image_size=image_size)
+    if adapter and not config.vit.adapter:
+        config = replace(config, vit=replace(config.vit, adapter=True))
+        tensors = _with_adapters(tensors, config)
+        say("adapters added at random: train them (grounder.image_encoder.adapter)")
     with torch.device("meta"):
         expected = {f"grounder.{name}": tuple(tensor.shape) for name, tensor in build_grounder(config).state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -61,8 +68,20 @@ def import_sam(
         )
     lineage = Lineage(stage=stage, trained=(), steps=0, sources=(SourceStamp(file.name, sha256_file(file), len(stored)),))
     return save_checkpoint(
-        out, tensors=tensors, config={"model": asdict(ModelConfig(grounder=config))}, save_tokenizer=None, lineage=lineage
+        out, tensors=tensors, config={"model": asdict(ModelConfig(language=None, grounder=config))}, save_tokenizer=None, lineage=lineage
     )
+
+
+def _with_adapters(tensors: dict[str, StoredTensor], config: GrounderConfig) -> dict[str, StoredTensor]:
+    """The tensors of an encoder without adapters under the names of one with, and the adapters."""
+    plain = re.compile(r"^(grounder\.image_encoder\.vit\.blocks\.\d+\.mlp\.)(lin\d\..+)$")
+    renamed = {plain.sub(r"\1mlp.\2", name): tensor for name, tensor in tensors.items()}
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        for block in range(config.vit.depth):
+            for name, tensor in Adapter(config.vit.width).state_dict().items():
+                renamed[f"grounder.image_encoder.vit.blocks.{block}.mlp.adapter.{name}"] = StoredTensor.of(tensor)
+    return renamed
 
 
 def _interpolated(tensors: dict[str, StoredTensor], config: GrounderConfig, image_size: int) -> dict[str, StoredTensor]:

@@ -112,6 +112,8 @@ class SampleEncoder:
             run.labels += body.labels
             segments += [number] * len(body.ids)
             targets += self._targets(record, turns, body, offset, loaded.target_masks[number - 1])
+            if not self.spec.vision_size:
+                continue
             on_grid = published_region_grid if self.spec.legacy else grid_coverage
             regions += [on_grid(mask, self.spec.vision_size, self.spec.region_grid) for mask in loaded.region_masks[number - 1]]
         return run, segments, targets, regions
@@ -180,4 +182,6 @@ def prefix_positions(segments_L: torch.Tensor) -> torch.Tensor:
 
 def _pixels(images: tuple[np.ndarray, ...], size: int, fill: tuple[int, int, int]) -> torch.Tensor:
     """(images, 3, size, size) uint8."""
+    if not size:
+        return torch.zeros(len(images), 3, 0, 0, dtype=torch.uint8)
     return torch.from_numpy(np.stack([letterbox_image(image, size, fill) for image in images]).transpose(0, 3, 1, 2).copy())

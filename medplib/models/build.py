@@ -21,7 +21,7 @@ class ModelConfig:
     """Everything needed to build a model; saved as JSON with every checkpoint.
 
     Args:
-        vision, projector, language: the visual-language side.
+        vision, projector, language: the visual-language side; `language` None leaves all of it out (training a grounder alone).
         grounder: the pixel-grounding side; None builds a model that only speaks.
         seg_projector_norm: LayerNorm behind the SegProjector (off in the published model).
         name_prompts: build the prompt encoder for target names.
@@ -34,7 +34,7 @@ class ModelConfig:
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
-    language: LanguageConfig = field(default_factory=LanguageConfig)
+    language: LanguageConfig | None = field(default_factory=LanguageConfig)
     grounder: GrounderConfig | None = None
     seg_projector_norm: bool = False
     name_prompts: bool = False
@@ -67,10 +67,16 @@ def build_model(config: ModelConfig, *, vocab_size: int) -> MedPLIB:
         )
     if config.name_prompts and config.grounder is None:
         raise InputError(where="model.name_prompts", expected="a grounder to prompt", found="model.grounder: null")
+    grounder = None if config.grounder is None else build_grounder(config.grounder)
+    names = NamePromptEncoder(vocab_size=vocab_size, width=grounder.prompt_width) if config.name_prompts else None
+    if config.language is None:
+        if grounder is None:
+            raise InputError(where="model", expected="a language model, a grounder or both", found="neither")
+        return MedPLIB(vision=None, projector=None, region=None, language=None, seg_projector=None, grounder=grounder, names=names,
+                       words=None, contrast=None)  # fmt: skip
     language = LanguageModel(replace(config.language, vocab_size=max(config.language.vocab_size, vocab_size)))
     vision = VisionEncoder(config.vision)
     widths = {"vision_width": vision.width, "language_width": language.width}
-    grounder = None if config.grounder is None else build_grounder(config.grounder)
     return MedPLIB(
         vision=vision,
         projector=Projector(config=config.projector, **widths, maps=len(config.vision.names)),
@@ -80,7 +86,7 @@ def build_model(config: ModelConfig, *, vocab_size: int) -> MedPLIB:
         if grounder is None
         else SegProjector(language_width=language.width, prompt_width=grounder.prompt_width, norm=config.seg_projector_norm),
         grounder=grounder,
-        names=NamePromptEncoder(vocab_size=vocab_size, width=grounder.prompt_width) if config.name_prompts else None,
+        names=names,
         words=GroundedWords(name_ids=config.vision.name_ids, vision_width=vision.width, width=language.width)
         if config.vision.names
         else None,
@@ -92,7 +98,7 @@ def input_spec(config: ModelConfig, *, with_sam: bool) -> InputSpec:
     """How a model wants to be fed. Without a grounder but `with_sam`, masks come at the size of the vision image."""
     sam_size = config.grounder.image_size if config.grounder is not None else config.vision.image_size
     return InputSpec(
-        vision_size=config.vision.image_size,
+        vision_size=config.vision.image_size if config.language is not None else 0,
         image_tokens=config.image_tokens,
         region_grid=config.vision.grid,
         sam_size=sam_size if with_sam else None,

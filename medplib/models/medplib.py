@@ -38,7 +38,7 @@ class MedPLIB(nn.Module):
     """Everything a stage may train; parts that a configuration leaves out are None.
 
     Args:
-        vision, projector, region, language: the visual-language side.
+        vision, projector, region, language: the visual-language side, or all None (a grounder alone).
         seg_projector, grounder: the pixel-grounding side, or None.
         names: prompt encoder for target names (pretraining and distillation of the grounder), or None.
         words: evidence for the words that name something (language models from scratch), or None.
@@ -48,10 +48,10 @@ class MedPLIB(nn.Module):
     def __init__(
         self,
         *,
-        vision: VisionEncoder,
-        projector: Projector,
-        region: RegionEncoder,
-        language: LanguageModel,
+        vision: VisionEncoder | None,
+        projector: Projector | None,
+        region: RegionEncoder | None,
+        language: LanguageModel | None,
         seg_projector: SegProjector | None,
         grounder: PixelGrounder | None,
         names: NamePromptEncoder | None,

@@ -88,7 +88,11 @@ def _config(stage: StageConfig, base: Checkpoint | None, parents: dict[str, Chec
             config = replace(config, name_prompts=other.name_prompts)
         elif role == "part:contrast":
             config = replace(config, contrast_width=other.contrast_width)
-    return config if stage.moe is None else replace(config, language=replace(config.language, moe=stage.moe))
+    if stage.moe is None:
+        return config
+    if config.language is None:
+        raise InputError(where=f"stage '{stage.name}': moe", expected="a base with a language model", found="a grounder alone")
+    return replace(config, language=replace(config.language, moe=stage.moe))
 
 
 def _vision(config: VisionConfig, other: ModelConfig, parent: Parent) -> VisionConfig:
@@ -106,6 +110,8 @@ def _with_name_ids(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> M
 
 def _resolved(config: ModelConfig, model: MedPLIB) -> ModelConfig:
     """The configuration with what pretrained parts brought written out, so that a checkpoint needs no outside folder."""
+    if model.language is None:
+        return config
     language = replace(config.language, vocab_size=model.language.vocab_size)
     if config.language.pretrained is not None:
         language = replace(language, pretrained=None, hf_config=model.language.model.config.to_diff_dict())
@@ -170,7 +176,8 @@ def _evidence(parent: Checkpoint, name_ids: tuple[tuple[int, ...], ...]) -> torc
 
 
 def _load(model: MedPLIB, state: dict[str, torch.Tensor], stage: StageConfig, config: ModelConfig) -> None:
-    pretrained = [p for p, is_set in (("language", config.language.pretrained), ("vision", config.vision.pretrained or None)) if is_set]
+    language = config.language.pretrained if config.language is not None else None
+    pretrained = [p for p, is_set in (("language", language), ("vision", config.vision.pretrained or None)) if is_set]
     origins = (*stage.init.fresh, *pretrained)
     check_keys(model, state, allowed=lambda name: any(covers(g, part_of(name)) for g in origins), where=f"stage '{stage.name}'")
     model.load_state_dict(state, strict=False)

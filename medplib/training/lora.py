@@ -7,12 +7,15 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from medplib.errors import InputError
-from medplib.models.language import LanguageModel
+from medplib.models.medplib import MedPLIB
 from medplib.training.stage import LoraOptions
 
 
-def add_lora(language: LanguageModel, options: LoraOptions) -> None:
+def add_lora(model: MedPLIB, options: LoraOptions) -> None:
     """Wrap the targeted linear layers of the decoder, those inside every expert included (each expert has its own adapter)."""
+    language = model.language
+    if language is None:
+        raise InputError(where="stage.lora", expected="a model with a language model", found="a grounder alone")
     names = [
         name
         for name, module in language.model.named_modules()
@@ -24,10 +27,10 @@ def add_lora(language: LanguageModel, options: LoraOptions) -> None:
     inject_adapter_in_model(config, language.model)
 
 
-def merge_lora(language: LanguageModel) -> None:
+def merge_lora(model: MedPLIB) -> None:
     """Fold every adapter into its layer and put the plain layer back; does nothing without adapters."""
-    wrapped = [(name, module) for name, module in language.model.named_modules() if isinstance(module, LoraLayer)]
+    wrapped = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
     for name, module in wrapped:
         module.merge()
         parent_name, _, child = name.rpartition(".")
-        setattr(language.model.get_submodule(parent_name), child, module.get_base_layer())
+        setattr(model.get_submodule(parent_name), child, module.get_base_layer())

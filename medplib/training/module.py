@@ -11,18 +11,17 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from medplib.errors import InputError
 from medplib.lineage import Lineage, SourceStamp, save_checkpoint, sha256_file
 from medplib.models.build import input_spec
 from medplib.tensorfiles import StoredTensor
 from medplib.tokens import SEG
-from medplib.training.assemble import TOKEN_TABLES, assemble
+from medplib.training.assemble import assemble
 from medplib.training.lora import add_lora, merge_lora
 from medplib.training.objectives import OBJECTIVES, name_masks
 from medplib.training.optim import build_optimizer, rate_factor
-from medplib.training.parts import covers, part_of
 from medplib.training.previews import mask_previews
 from medplib.training.stage import StageConfig
+from medplib.training.trainable import choose_trained
 from medplib.training.validation import ValidationScores
 from medplib.types import Batch, GroundingOutput, InputSpec
 
@@ -43,33 +42,14 @@ class StageModule(L.LightningModule):
         self.model, self.tokenizer, self.config, self.parents = built.model, built.tokenizer, built.config, built.parents
         self.objective = OBJECTIVES[stage.objective]
         if stage.lora is not None:
-            add_lora(self.model.language, stage.lora)
-        self.trained = self._choose_trained()
+            add_lora(self.model, stage.lora)
+        self.trained = choose_trained(self.model, stage, seg_row=self.tokenizer.convert_tokens_to_ids(SEG))
         self.scores, self.previewed = ValidationScores(), False
         self.started = time.perf_counter()
 
     def input_spec(self) -> InputSpec:
         """How this stage wants to be fed: no grounder pixels where nothing reads them."""
         return input_spec(self.config, with_sam=self.model.grounder is not None)
-
-    def _choose_trained(self) -> tuple[str, ...]:
-        """Set requires_grad by part and return the parts that train."""
-        seg_row = self.tokenizer.convert_tokens_to_ids(SEG)
-        found: set[str] = set()
-        for name, parameter in self.model.named_parameters():
-            part = part_of(name)
-            train = any(covers(group, part) for group in self.stage.train) or part == "lora"
-            parameter.requires_grad_(train)
-            if train:
-                found.add(part)
-            elif self.stage.train_token_rows and name in TOKEN_TABLES:
-                parameter.requires_grad_(True)
-                parameter.register_hook(_only_row(seg_row))
-                found.add("token_rows")
-        silent = [g for g in self.stage.train if not any(covers(g, part) for part in found)]
-        if silent:
-            raise InputError(where=f"stage '{self.stage.name}': train", expected="parts that the model has", found=", ".join(silent))
-        return tuple(sorted(found))
 
     def configure_optimizers(self) -> dict:
         """One group per learning rate; warm-up and decay over all steps."""
@@ -143,7 +123,7 @@ class StageModule(L.LightningModule):
             sources: data file -> number of records, for the lineage.
             run_sha256: hash of the configuration that was run.
         """
-        merge_lora(self.model.language)
+        merge_lora(self.model)
         lineage = Lineage(
             stage=self.stage.name,
             trained=self.trained,
@@ -162,14 +142,3 @@ class StageModule(L.LightningModule):
             save_tokenizer=self.tokenizer.save_pretrained,
             lineage=lineage,
         )
-
-
-def _only_row(row: int):
-    """A gradient hook that keeps one row of a table and stops all others."""
-
-    def keep(gradient: torch.Tensor) -> torch.Tensor:
-        kept = torch.zeros_like(gradient)
-        kept[row] = gradient[row]
-        return kept
-
-    return keep

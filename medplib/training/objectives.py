@@ -149,24 +149,31 @@ def dense(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
 
 
 def name_masks(model: MedPLIB, batch: Batch, *, directly: bool) -> GroundingOutput:
-    """Masks of the N targets of a batch, prompted by their names, with or (`directly`) without the decoder's transformer."""
+    """Masks of the N targets of a batch, prompted by their names, with or (`directly`) without the decoder's transformer.
+
+    A model that knows no names is prompted by boxes, as evaluations of SAM are.
+    """
     features = model.grounder.encode(batch.sam_pixels, batch.letterboxes)
+    if model.names is None:
+        return model.grounder.decode(features, batch.target_image, model.grounder.prompt_boxes(_boxes(batch.target_masks)))
     decode = model.grounder.decode_directly if directly else model.grounder.decode
     return decode(features, batch.target_image, model.names(batch.name_ids))
 
 
 def promptable(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
-    """Stage 0 of the grounder: masks from names, points and boxes (SAM's promptable task, arXiv 2304.02643)."""
+    """Stage 0 of the grounder: masks from names (where the model knows any), points and boxes (SAM's promptable task, arXiv 2304.02643)."""
     if not len(batch.names):
         return LossTerms()
     features = model.grounder.encode(batch.sam_pixels, batch.letterboxes)
-    by_name = model.grounder.decode(features, batch.target_image, model.names(batch.name_ids))
-    terms = _with_masks(LossTerms(), by_name, batch, weights)
-    if float(torch.rand(())) >= POINT_STEPS:
-        return terms
-    chosen = (torch.rand(len(batch.names), device=batch.target_present.device) < 2 * POINT_SHARE) & batch.target_present
+    terms, share_prompted = LossTerms(), 1.0
+    if model.names is not None:
+        by_name = model.grounder.decode(features, batch.target_image, model.names(batch.name_ids))
+        terms, share_prompted = _with_masks(terms, by_name, batch, weights), 2 * POINT_SHARE
+        if float(torch.rand(())) >= POINT_STEPS:
+            return terms
+    chosen = (torch.rand(len(batch.names), device=batch.target_present.device) < share_prompted) & batch.target_present
     index = chosen.nonzero().squeeze(1)
-    if len(index) < 2:
+    if len(index) < 2 and model.names is not None:
         return terms
     valid = valid_mask(batch.letterboxes, batch.target_masks.device)[batch.target_image]
     halves = (index[: len(index) // 2], index[len(index) // 2 :])

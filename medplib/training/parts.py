@@ -19,6 +19,7 @@ PARTS: dict[str, re.Pattern[str]] = {
         "language.norms": r"^language\.model\.model\.(norm\.|layers\.\d+\.(input|post_attention)_layernorm\.)",
         "language.attention": _LAYER + r"self_attn\.",
         "language.mlp": _LAYER + r"mlp\.",
+        "grounder.image_encoder.adapter": r"^grounder\.image_encoder\..*\.mlp\.adapter\.",
         "grounder.image_encoder": r"^grounder\.image_encoder\.",
         "grounder.prompt_encoder": r"^grounder\.prompt_encoder\.",
         "grounder.mask_decoder.upscaling": r"^grounder\.upscaling\.",
