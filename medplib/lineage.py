@@ -200,6 +200,18 @@ def load_checkpoint(folder: str | Path, *, stage: str | None = None, role: str =
     return Checkpoint(folder, json.loads((folder / CONFIG).read_text()), lineage)
 
 
+def load_config(folder: Path) -> dict:
+    """config.json of a checkpoint folder, without looking at its weights."""
+    file = Path(folder) / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(where=file, expected="the configuration of a checkpoint", found=type(error).__name__) from None
+    if not isinstance(config, dict) or "model" not in config:
+        raise InputError(where=file, expected="a configuration with the section 'model'", found=str(config)[:60])
+    return config
+
+
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide numbers."""
     versions = {}

@@ -21,6 +21,7 @@ from medplib.models.features import ImageFeatures
 from medplib.models.geometry import unpad_resize, valid_mask
 from medplib.models.mask_decoder import DecodedMasks, HighResUpscaling, PresenceHead, Residual, decode_pairs, evidence
 from medplib.models.name_prompt import NamePromptEncoder
+from medplib.models.precision import full_precision
 from medplib.models.sam import build_sam_encoder
 from medplib.types import GroundingOutput, Letterbox
 
@@ -64,7 +65,7 @@ class FullPrecisionPositions(PositionEmbeddingRandom):
     """segment-anything's random Fourier positions, always in float32: their phases span many periods and are lost in bfloat16."""
 
     def _pe_encoding(self, coords: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device_type=coords.device.type, enabled=False):
+        with full_precision(coords.device):
             phase = 2 * torch.pi * ((2 * coords.float() - 1) @ self.positional_encoding_gaussian_matrix.float())
             return torch.cat([phase.sin(), phase.cos()], dim=-1)
 

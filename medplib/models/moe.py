@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from medplib.errors import InputError
+from medplib.models.precision import full_precision
 from medplib.types import RouterStats
 
 
@@ -107,7 +108,7 @@ class MoEMLP(nn.Module):
 
     def _route(self, rows_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and indices (T, K) of the chosen experts; the router works in float32 whatever the autocast type."""
-        with torch.autocast(rows_TD.device.type, enabled=False):
+        with full_precision(rows_TD.device):
             probs_TE = torch.nn.functional.linear(rows_TD.float(), self.router.weight.float()).softmax(dim=-1)
         weight_TK, chosen_TK = probs_TE.topk(self.top_k, dim=-1)
         self.routing.probs.append(probs_TE)

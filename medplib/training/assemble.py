@@ -44,12 +44,12 @@ def assemble(stage: StageConfig) -> Assembled:
     Raises:
         InputError: wrong parent stage, changed file, another tokenizer, missing, left-over or mis-shaped tensors.
     """
-    roles = _roles(stage)
+    roles = parent_roles(stage)
     parents = {role: load_checkpoint(p.path, stage=p.stage, role=f"stage '{stage.name}' {role}") for role, p in roles.items()}
     _same_tokenizer(parents)
     base = parents.get("base")
     tokenizer = load_tokenizer(stage.tokenizer if base is None else base.folder / TOKENIZER)
-    config = _with_name_ids(_config(stage, base, parents), tokenizer)
+    config = _with_name_ids(resolve_config(stage, parents), tokenizer)
     torch.manual_seed(stage.seed)
     model = build_model(config, vocab_size=len(tokenizer))
     state = _collect(stage, config, base, parents, seg_row=tokenizer.convert_tokens_to_ids(SEG))
@@ -57,7 +57,8 @@ def assemble(stage: StageConfig) -> Assembled:
     return Assembled(model, tokenizer, _resolved(config, model), {role: parent.lineage for role, parent in parents.items()})
 
 
-def _roles(stage: StageConfig) -> dict[str, Parent]:
+def parent_roles(stage: StageConfig) -> dict[str, Parent]:
+    """Role (base, part:NAME, expert:NAME, token_rows) -> the parent that has it."""
     init = stage.init
     roles = {} if init.base is None else {"base": init.base}
     roles |= {f"part:{name}": parent for name, parent in init.parts.items()}
@@ -73,8 +74,14 @@ def _same_tokenizer(parents: dict[str, Checkpoint]) -> None:
                          remedy="train all stages from the same tokenizer folder")  # fmt: skip
 
 
-def _config(stage: StageConfig, base: Checkpoint | None, parents: dict[str, Checkpoint]) -> ModelConfig:
-    """Sizes: those of the base, with the sections that the other parents and the stage bring."""
+def resolve_config(stage: StageConfig, parents: dict[str, Checkpoint]) -> ModelConfig:
+    """Sizes: those of the base, with the sections that the other parents and the stage bring.
+
+    Args:
+        stage: the stage.
+        parents: role -> checkpoint; only their configurations are read.
+    """
+    base = parents.get("base")
     config = stage.model if base is None else from_dict(ModelConfig, base.config["model"], where=f"{base.folder}/config.json: model")
     for role, parent in parents.items():
         if not role.startswith("part:"):

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from medplib.errors import InputError
 from medplib.lineage import Lineage, SourceStamp, save_checkpoint, sha256_file
 from medplib.models.build import input_spec
 from medplib.tensorfiles import StoredTensor
@@ -21,7 +22,7 @@ from medplib.training.objectives import OBJECTIVES, name_masks
 from medplib.training.optim import build_optimizer, rate_factor
 from medplib.training.previews import mask_previews
 from medplib.training.stage import StageConfig
-from medplib.training.trainable import choose_trained
+from medplib.training.trainable import cast_frozen, choose_trained
 from medplib.training.validation import ValidationScores
 from medplib.types import Batch, GroundingOutput, InputSpec
 
@@ -44,12 +45,23 @@ class StageModule(L.LightningModule):
         if stage.lora is not None:
             add_lora(self.model, stage.lora)
         self.trained = choose_trained(self.model, stage, seg_row=self.tokenizer.convert_tokens_to_ids(SEG))
+        if stage.frozen_dtype != "float32":
+            cast_frozen(self.model, getattr(torch, stage.frozen_dtype))
+        if stage.checkpointing and self.model.language is not None:
+            self.model.language.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.scores, self.previewed = ValidationScores(), False
         self.started = time.perf_counter()
 
     def input_spec(self) -> InputSpec:
         """How this stage wants to be fed: no grounder pixels where nothing reads them."""
         return input_spec(self.config, with_sam=self.model.grounder is not None)
+
+    def on_fit_start(self) -> None:
+        """Weights of mixed types only work where autocast brings them together."""
+        if self.stage.frozen_dtype != "float32" and self.trainer.precision != "bf16-mixed":
+            raise InputError(
+                where="trainer.precision", expected="bf16-mixed with stage.frozen_dtype bfloat16", found=self.trainer.precision
+            )
 
     def configure_optimizers(self) -> dict:
         """One group per learning rate; warm-up and decay over all steps."""

@@ -91,6 +91,8 @@ class StageConfig:
         train_token_rows: train the `<SEG>` rows of embedding and head, and no other row.
         losses: weights of the loss terms.
         optim: optimiser.
+        frozen_dtype: type of the weights that do not train; "bfloat16" halves their memory and needs trainer.precision bf16-mixed.
+        checkpointing: keep only the inputs of the language model's layers and compute the rest again on the way back.
         seed: of initialisation and of everything random during training.
     """
 
@@ -106,6 +108,8 @@ class StageConfig:
     train_token_rows: bool = False
     losses: LossWeights = field(default_factory=LossWeights)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpointing: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -44,6 +44,13 @@ def choose_trained(model: MedPLIB, stage: StageConfig, *, seg_row: int) -> tuple
     return tuple(sorted(found))
 
 
+def cast_frozen(model: MedPLIB, dtype: torch.dtype) -> None:
+    """Store what does not train in `dtype`; routers stay in float32, whatever they do."""
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and part_of(name) != "router":
+            parameter.data = parameter.data.to(dtype)
+
+
 def _only_row(row: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """A gradient hook that keeps one row of a table and stops all others."""
 

@@ -1,0 +1,83 @@
+"""Bytes per rank of one training step, by strategy and number of ranks. GiB = 2^30 bytes.
+
+Weights, gradients and optimiser states are counted exactly. Activations are what autograd keeps (see `medplib.planning.compute`). Buffers
+of communication, fragmentation and the accelerator's own context are not counted, so a verdict keeps a margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from medplib.planning.compute import Work
+
+Strategy = Literal["none", "ZeRO-1", "ZeRO-2", "ZeRO-3"]
+STRATEGIES: tuple[Strategy, ...] = ("none", "ZeRO-1", "ZeRO-2", "ZeRO-3")
+LAYERS = "language layers"
+MARGIN = 0.92
+"""Share of an accelerator's memory that a plan may fill."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Numbers of parameters: all, those that the optimiser holds, those of the largest block that ZeRO-3 gathers at a time."""
+
+    total: int
+    held: int
+    block: int
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on one rank."""
+
+    strategy: Strategy
+    ranks: int
+    checkpointing: bool
+    weights: float
+    gradients: float
+    optimiser: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.weights + self.gradients + self.optimiser + self.activations
+
+    def fits(self, gib: float) -> bool:
+        """Whether it fits an accelerator with `gib` GiB, with a margin."""
+        return self.total <= MARGIN * gib * 2**30
+
+
+def rank_memory(
+    weights: Weights, works: Sequence[Work], *, strategy: Strategy, ranks: int, checkpointing: bool, frozen_bytes: int, layers: int
+) -> RankMemory:
+    """One row of the table.
+
+    Args:
+        weights: counts.
+        works: of one micro-batch.
+        strategy: "none" = every rank has everything, trained weights, gradients and two moments in float32; ZeRO 1, 2, 3 (DeepSpeed,
+            bf16) = weights and gradients of two bytes, a float32 copy and two moments, split among ranks: optimiser, then gradients, then
+            weights.
+        ranks: number of them.
+        checkpointing: keep the inputs of the language model's layers only.
+        frozen_bytes: per weight that does not train, without a strategy.
+        layers: of the language model.
+    """
+    activations = sum(checkpointed(work, layers).saved if checkpointing else work.saved for work in works)
+    if strategy == "none":
+        stored = frozen_bytes * (weights.total - weights.held) + 4 * weights.held
+        return RankMemory(strategy, ranks, checkpointing, stored, 4 * weights.held, 8 * weights.held, activations)
+    level = STRATEGIES.index(strategy)
+    stored = 2 * weights.total / ranks + 2 * weights.block if level >= 3 else 2 * weights.total
+    gradients = 2 * weights.held / (ranks if level >= 2 else 1)
+    return RankMemory(strategy, ranks, checkpointing, stored, gradients, 12 * weights.held / ranks, activations)
+
+
+def checkpointed(work: Work, layers: int) -> Work:
+    """The language layers with checkpointing: the inputs of all layers and everything of one; forward computed twice."""
+    if work.part != LAYERS or not layers or not work.saved:
+        return work
+    return Work(work.part, work.forward, work.backward + work.forward, work.inputs * layers + work.saved // layers, work.inputs)
