@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medplib.models.build import ModelConfig
 from medplib.models.medplib import MedPLIB
+from medplib.models.moe import MoEConfig
 from medplib.training import losses
 from medplib.types import Letterbox
 
@@ -117,7 +118,7 @@ class _Step:
         return self.done
 
     def _speak(self, features: torch.Tensor) -> torch.Tensor:
-        model, load = self.model, self.load
+        model, load, config = self.model, self.load, self.config.language
         tokens = self._part("projector", lambda: model.projector(features), model.projector, features)
         ids = torch.zeros(load.samples, load.text_tokens, dtype=torch.int64, device="meta")
         words = self._part("word embeddings", lambda: model.language.embed(ids), model.language.embeddings)
@@ -129,11 +130,36 @@ class _Step:
         hidden = self._part(
             "language layers", lambda: model.language.hidden(embeds, mask=mask, positions=positions), model.language.decoder.layers, embeds
         )
+        if config.moe is not None:
+            self._route(embeds.shape[0] * length, config.moe)
         states = hidden[:, -load.answer_tokens :].flatten(0, 1).detach().requires_grad_(hidden.requires_grad)
         labels = torch.zeros(len(states), dtype=torch.int64, device="meta")
         loss = lambda: functional.cross_entropy(model.language.logits(states), labels)  # noqa: E731
         self._part("language head and loss", loss, model.language.head, states)
         return hidden
+
+    def _route(self, tokens: int, moe: MoEConfig) -> None:
+        """What a mixture adds to the one expert per token that was measured: router, copies of rows, further experts.
+
+        Rows are gathered twice (real tokens, then those of an expert) and results kept for the product with their weights.
+        """
+        decoder = self.model.language.decoder
+        layers, width = len(moe.layers or decoder.layers), self.model.language.width
+        layer = decoder.layers[moe.layers[0] if moe.layers else 0].mlp
+        rows = torch.zeros(tokens, width, dtype=self.dtype, device="meta", requires_grad=True)
+        self._part("", lambda: next(iter(layer.experts.values()))(rows), layer, rows)
+        expert = self.done.pop()
+        copies = tokens * width * (self.dtype.itemsize * (2 + 3 * moe.top_k) + (4 if self.dtype != torch.float32 else 0))
+        more = moe.top_k - 1
+        router = 2 * tokens * width * len(moe.experts)
+        self.done.append(
+            Work(
+                "routing and further experts",
+                layers * (router + more * expert.forward),
+                layers * (2 * router + more * expert.backward),
+                layers * (copies + more * expert.saved),
+            )
+        )
 
     def _draw(self, hidden: torch.Tensor | None) -> None:
         model, load, grounder = self.model, self.load, self.config.grounder

@@ -14,7 +14,7 @@ from medplib.planning.compute import Work
 
 Strategy = Literal["none", "ZeRO-1", "ZeRO-2", "ZeRO-3"]
 STRATEGIES: tuple[Strategy, ...] = ("none", "ZeRO-1", "ZeRO-2", "ZeRO-3")
-LAYERS = "language layers"
+LAYERS = ("language layers", "routing and further experts")
 MARGIN = 0.92
 """Share of an accelerator's memory that a plan may fill."""
 
@@ -78,6 +78,6 @@ def rank_memory(
 
 def checkpointed(work: Work, layers: int) -> Work:
     """The language layers with checkpointing: the inputs of all layers and everything of one; forward computed twice."""
-    if work.part != LAYERS or not layers or not work.saved:
+    if work.part not in LAYERS or not layers or not work.saved:
         return work
     return Work(work.part, work.forward, work.backward + work.forward, work.inputs * layers + work.saved // layers, work.inputs)
