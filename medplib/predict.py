@@ -25,6 +25,7 @@ def predict(
     region_mask: list[Path] | None = None,
     window: tuple[float, float] | None = None,
     expert: str | None = None,
+    threshold: float = 0.5,
     device: str = "cpu",
 ) -> None:
     """Ask a question about an image or a volume.
@@ -41,6 +42,7 @@ def predict(
         region_mask: mask files of the size of the image, one region each.
         window: volumes: lowest and highest intensity shown to the model; default the 0.5 and 99.5 percentile of the volume.
         expert: send every token to this expert.
+        threshold: probability above which a pixel belongs to a mask (the published code draws at 0.1).
         device: torch device.
     """
     from medplib.imaging.nifti import read_volume
@@ -48,6 +50,8 @@ def predict(
     from medplib.inference.predictor import Predictor
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not 0 < threshold < 1:
+        raise InputError(where="--threshold", expected="a probability between 0 and 1", found=str(threshold))
     prompts = RegionPrompts(tuple(points or ()), tuple(box or ()), tuple(region_mask or ()))
     volume = None
     if image.name.endswith((".nii", ".nii.gz")):
@@ -55,10 +59,10 @@ def predict(
         volume = found if 1 not in found.shape else None
     predictor = Predictor(checkpoint, device=device, expert=expert)
     if volume is None:
-        _image(predictor, image, question, prompts, out)
+        _image(predictor, image, question, prompts, out, threshold)
     else:
         plane = volume.plane(int(axis) if axis in ("0", "1", "2") else axis, window=window)
-        _volume(predictor, plane, question, prompts, out, _slices(slices, len(plane)))
+        _volume(predictor, plane, question, prompts, out, _slices(slices, len(plane)), threshold)
 
 
 def _slices(text: str | None, count: int) -> range:
@@ -70,16 +74,16 @@ def _slices(text: str | None, count: int) -> range:
     return range(int(match[1]), int(match[2]) + 1)
 
 
-def _image(predictor, path: Path, question: str, prompts, out: Path) -> None:
+def _image(predictor, path: Path, question: str, prompts, out: Path, threshold: float) -> None:
     from medplib.imaging.image import read_image
     from medplib.imaging.nifti import write_mask_nifti_2d
     from medplib.imaging.overlay import overlay_masks, write_png
-    from medplib.inference.ask import THRESHOLD, ask_image
+    from medplib.inference.ask import ask_image
     from medplib.paths import new_folder
 
     image = read_image(path)
     prediction = ask_image(predictor, image, question, prompts)
-    masks = [(m, m.probability > THRESHOLD) for m in prediction.masks]
+    masks = [(m, m.probability > threshold) for m in prediction.masks]
     with new_folder(out) as folder:
         names = _file_names([m.name for m, _ in masks])
         for name, (_, mask) in zip(names, masks, strict=True):
@@ -100,7 +104,7 @@ def _image(predictor, path: Path, question: str, prompts, out: Path) -> None:
                     "pixels": int(mask.sum()),
                     "presence": m.presence,
                     "quality": m.quality,
-                    "threshold": THRESHOLD,
+                    "threshold": threshold,
                 }
                 for name, (m, mask) in zip(names, masks, strict=True)
             ],
@@ -111,13 +115,13 @@ def _image(predictor, path: Path, question: str, prompts, out: Path) -> None:
     print(f"wrote {out} (masks: geometry {geometry})")
 
 
-def _volume(predictor, plane, question: str, prompts, out: Path, slices: range) -> None:
+def _volume(predictor, plane, question: str, prompts, out: Path, slices: range, threshold: float) -> None:
     from medplib.imaging.nifti import write_mask_nifti
     from medplib.imaging.overlay import contact_sheet, overlay_masks, write_png
-    from medplib.inference.ask import THRESHOLD, ask_volume, resized
+    from medplib.inference.ask import ask_volume, resized
     from medplib.paths import new_folder
 
-    found = ask_volume(predictor, plane, question, prompts, slices=slices)
+    found = ask_volume(predictor, plane, question, prompts, slices=slices, threshold=threshold)
     volume = plane.volume
     with new_folder(out) as folder:
         names = _file_names(list(found.masks))
@@ -138,7 +142,7 @@ def _volume(predictor, plane, question: str, prompts, out: Path, slices: range) 
             "plane": plane.name,
             "geometry": "affine, shape and codes of the input",
             "masks": [
-                {"name": n, "file": f, "voxels": int(m.sum()), "millilitres": round(float(m.sum()) * voxel_ml, 4), "threshold": THRESHOLD}
+                {"name": n, "file": f, "voxels": int(m.sum()), "millilitres": round(float(m.sum()) * voxel_ml, 4), "threshold": threshold}
                 for f, (n, m) in zip(names, found.masks.items(), strict=True)
             ],
             "slices": [

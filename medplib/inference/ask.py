@@ -20,8 +20,6 @@ from medplib.inference.predictor import Prediction, Predictor
 from medplib.tokens import IMAGE_TAG, REGION_END, REGION_START
 from medplib.types import Record, Turn
 
-THRESHOLD = 0.5
-
 
 @dataclass(frozen=True)
 class RegionPrompts:
@@ -84,9 +82,16 @@ def ask_image(predictor: Predictor, image: ImageData, question: str, prompts: Re
 
 
 def ask_volume(
-    predictor: Predictor, plane: Plane, question: str, prompts: RegionPrompts, *, slices: Sequence[int], batch_size: int = 8
+    predictor: Predictor,
+    plane: Plane,
+    question: str,
+    prompts: RegionPrompts,
+    *,
+    slices: Sequence[int],
+    threshold: float,
+    batch_size: int = 8,
 ) -> VolumeAnswer:
-    """Answer a question about every slice of `slices`; what has one name in several slices becomes one mask.
+    """Answer a question about every slice of `slices`; what has one name in several slices becomes one mask (probability > `threshold`).
 
     The model is shown square pixels, as in a viewer: a body whose rows lie further apart than its columns would look squashed. Regions are
     pointed at in pixels of the slice itself.
@@ -101,7 +106,7 @@ def ask_volume(
     for k, prediction in zip(slices, predictions, strict=True):
         for found in prediction.masks:
             volume = masks.setdefault(found.name, np.zeros(plane.volume.shape, bool))
-            plane.put(volume, k, plane.view(volume, k) | (resized(found.probability, plane.shape) > THRESHOLD))
+            plane.put(volume, k, plane.view(volume, k) | (resized(found.probability, plane.shape) > threshold))
     return VolumeAnswer(tuple(slices), tuple(predictions), masks)
 
 

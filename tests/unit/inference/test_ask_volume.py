@@ -50,7 +50,7 @@ def test_square_pixels_in_and_voxels_out(tmp_path: Path, zooms: tuple[float, flo
     volume, truth = _volume(tmp_path / "v.nii.gz", zooms)
     plane, segmenter = volume.plane(axis), _Thresholder()
     box = (0, 0, plane.shape[1], plane.shape[0] // 2)  # the upper half, in pixels of the slice
-    found = ask_volume(segmenter, plane, "Segment it.", RegionPrompts(boxes=(box,)), slices=range(len(plane)))
+    found = ask_volume(segmenter, plane, "Segment it.", RegionPrompts(boxes=(box,)), slices=range(len(plane)), threshold=0.5)
     assert segmenter.shapes == {shown}
     assert all(region.shape == shown and 0.4 < region.mean() < 0.6 for region in segmenter.regions)
     assert found.masks["block"].shape == truth.shape
