@@ -66,6 +66,11 @@ class LanguageModel(nn.Module):
         """The input embedding (V, D)."""
         return self.model.get_input_embeddings()
 
+    def recompute_layers(self) -> None:
+        """From now on keep only the inputs of the layers in training and compute the rest again on the way back."""
+        enable = getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (..., L) -> (..., L, D); negative placeholders give row 0, to be overwritten."""
         return self.embeddings(ids.clamp(min=0))

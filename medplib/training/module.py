@@ -48,7 +48,7 @@ class StageModule(L.LightningModule):
         if stage.frozen_dtype != "float32":
             cast_frozen(self.model, getattr(torch, stage.frozen_dtype))
         if stage.checkpointing and self.model.language is not None:
-            self.model.language.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.language.recompute_layers()
         self.scores, self.previewed = ValidationScores(), False
         self.started = time.perf_counter()
 
@@ -72,8 +72,12 @@ class StageModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        """Clip to the stage's norm (the trainer's own option is left alone)."""
-        self.clip_gradients(optimizer, gradient_clip_val=self.stage.optim.grad_clip, gradient_clip_algorithm="norm")
+        """Clip to the stage's norm (the trainer's own option is left alone).
+
+        Not by Lightning, which refuses fused optimisers under autocast for the sake of a loss scaler that bfloat16 does not need.
+        """
+        if self.stage.optim.grad_clip > 0:
+            torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.grad is not None], self.stage.optim.grad_clip)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make what is random inside a step a function of (seed, step), so that a resumed run goes on as if never stopped."""
