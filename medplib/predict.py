@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from pathlib import Path
+from typing import Literal
 
 from medplib.errors import InputError, run_command
 
@@ -27,6 +28,7 @@ def predict(
     expert: str | None = None,
     threshold: float = 0.5,
     device: str = "cpu",
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
     """Ask a question about an image or a volume.
 
@@ -44,6 +46,7 @@ def predict(
         expert: send every token to this expert.
         threshold: probability above which a pixel belongs to a mask (the published code draws at 0.1).
         device: torch device.
+        dtype: bfloat16 halves the memory; for accelerators.
     """
     from medplib.imaging.nifti import read_volume
     from medplib.inference.ask import RegionPrompts
@@ -57,7 +60,7 @@ def predict(
     if image.name.endswith((".nii", ".nii.gz")):
         found = read_volume(image)
         volume = found if 1 not in found.shape else None
-    predictor = Predictor(checkpoint, device=device, expert=expert)
+    predictor = Predictor(checkpoint, device=device, expert=expert, dtype=dtype)
     if volume is None:
         _image(predictor, image, question, prompts, out, threshold)
     else:

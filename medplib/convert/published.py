@@ -18,15 +18,14 @@ import torch
 from medplib.config import from_dict
 from medplib.convert.sizes import clip_sizes, llama_sizes, moe_sizes, sam_sizes
 from medplib.convert.template import TRAINING
-from medplib.convert.tokenizer import published_tokenizer
+from medplib.convert.tokenizer import exported_tokenizer, published_tokenizer
 from medplib.errors import InputError
 from medplib.lineage import CONFIG, TOKENIZER, WEIGHTS, Checkpoint, Lineage, SourceStamp, save_checkpoint, sha256_file
-from medplib.models.bridge import BUFFERS, our_names, published_name
+from medplib.models.bridge import BUFFERS, our_names, published_layout, published_name
 from medplib.models.build import ModelConfig, build_model
 from medplib.models.projector import ProjectorConfig
 from medplib.paths import new_folder
 from medplib.tensorfiles import StoredTensor, open_tensors, shard_plan, write_safetensors
-from medplib.tokenizer import load_tokenizer
 
 KEPT = "published"
 SHARD_BYTES = 5 * 10**9
@@ -74,10 +73,11 @@ def import_published(folder: Path, out: Path, options: ImportOptions, *, say: Ca
             contradict the tensors.
     """
     config = _read_config(folder)
-    stored = _dropped(open_tensors(folder), options.drop, say)
+    config = {**config, **(config.get("text_config") or {})}  # transformers keeps the sizes of LLaVA's language model there
+    stored = _dropped({published_layout(name): tensor for name, tensor in open_tensors(folder).items()}, options.drop, say)
     if options.vision is not None:
         stored |= _tower(Path(options.vision))
-    tokenizer = published_tokenizer(options.tokenizer or folder) if EXTENDED not in config else load_tokenizer(folder)
+    tokenizer = published_tokenizer(options.tokenizer or folder) if EXTENDED not in config else exported_tokenizer(folder)
     layers = config.get("num_hidden_layers", 0)
     moe = None if EXTENDED in config else moe_sizes(config, where=f"{folder}/config.json", layers=layers, experts=options.experts)
     experts = tuple(config[EXTENDED]["experts"]) if EXTENDED in config else (moe.experts if moe else ())

@@ -22,6 +22,20 @@ PUBLISHED_TOKENS = (
 """Added to the vocabulary of the language model in this order."""
 
 
+def exported_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder that `export_published` wrote, as it is; by name, because the folder's model class is foreign.
+
+    Raises:
+        InputError: no tokenizer there.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        raise InputError(where=folder, expected="tokenizer.json", found=str(error).splitlines()[0][:120]) from None
+
+
 def published_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Load a LLaMA tokenizer folder (tokenizer.model or tokenizer.json) as published models use it; missing added tokens are appended.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -83,6 +84,7 @@ class Predictor:
         expert: name of an expert that every token is sent to, or None.
         calibrated: apply the checkpoint's presence calibration (presence.json), when it has one, to decide between mask and refusal.
         max_new_tokens: limit per answer.
+        dtype: "float32", or "bfloat16" for half the memory (weights and computation).
     """
 
     def __init__(
@@ -93,9 +95,11 @@ class Predictor:
         expert: str | None = None,
         calibrated: bool = True,
         max_new_tokens: int = 64,
+        dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         self.checkpoint = load_checkpoint(checkpoint)
-        self.model, self.tokenizer, self.config = load_model(self.checkpoint)
+        self.dtype = getattr(torch, dtype)
+        self.model, self.tokenizer, self.config = load_model(self.checkpoint, dtype=self.dtype)
         self.model.to(device)
         self.device, self.expert, self.max_new_tokens = device, expert, max_new_tokens
         self.seg_id, self.eos_id = self.tokenizer.convert_tokens_to_ids(SEG), self.tokenizer.eos_token_id
@@ -133,7 +137,8 @@ class Predictor:
         batch = batch.to(self.device)
         language = self.model.language
         forcing = forced_expert(language.routing, language.expert_names, self.expert) if self.expert else nullcontext()
-        with forcing:
+        halves = nullcontext() if self.dtype == torch.float32 else torch.autocast(torch.device(self.device).type, dtype=self.dtype)
+        with forcing, halves:
             features = None
             if self.model.grounder is not None:
                 features = self.model.grounder.encode(batch.sam_pixels, batch.letterboxes)

@@ -28,12 +28,28 @@ _PREFIXES = (  # published, ours; the first that fits counts
     ("model.norm.", "language.model.model.norm."),
     ("lm_head.", "language.model.lm_head."),
 )
+_OTHER_LAYOUTS = (  # names that transformers gives the parts of LLaVA, older and newer
+    (re.compile(r"^(model\.)?language_model\.(model\.)?(?=embed_tokens|layers|norm)"), "model."),
+    (re.compile(r"^(language_model\.)?lm_head\."), "lm_head."),
+    (re.compile(r"^(model\.)?vision_tower\.(vision_model\.)?(?=embeddings|encoder|pre_layrnorm|post_layernorm)"),
+     "model.vision_tower.vision_tower.vision_model."),
+    (re.compile(r"^(model\.)?multi_modal_projector\.linear_1\."), "model.mm_projector.0."),
+    (re.compile(r"^(model\.)?multi_modal_projector\.linear_2\."), "model.mm_projector.2."),
+)  # fmt: skip
 _ROUTER = re.compile(r"^(.*\.mlp\.)deepspeed_moe\.gate\.wg\.(.+)$")
 _EXPERT = re.compile(r"^(.*\.mlp\.)deepspeed_moe\.experts\.deepspeed_experts\.(\d+)\.(.+)$")
 _OUR_ROUTER = re.compile(r"^(language\..*\.mlp\.)router\.(.+)$")
 _OUR_EXPERT = re.compile(r"^(language\..*\.mlp\.)experts\.([^.]+)\.(.+)$")
 BUFFERS = re.compile(r"^model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$|\.embeddings\.position_ids$")
 """Tensors of published folders that a model computes itself."""
+
+
+def published_layout(name: str) -> str:
+    """A name of LLaVA as transformers stores it -> as published; other names stay."""
+    for pattern, published in _OTHER_LAYOUTS:
+        if pattern.match(name):
+            return pattern.sub(published, name, count=1)
+    return name
 
 
 def our_names(official: Iterable[str], *, experts: Sequence[str]) -> dict[str, str]:

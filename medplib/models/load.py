@@ -18,15 +18,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_model(checkpoint: Checkpoint) -> tuple[MedPLIB, PreTrainedTokenizerBase, ModelConfig]:
-    """The model of a finished stage, in evaluation mode, with its tokenizer and sizes."""
+def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32) -> tuple[MedPLIB, PreTrainedTokenizerBase, ModelConfig]:
+    """The model of a finished stage, in evaluation mode, with its tokenizer and sizes.
+
+    Weights come straight from the file: the model is built without storage first, so that nothing is held twice.
+
+    Args:
+        checkpoint: verified folder.
+        dtype: of all floating-point weights except routers, which are float32; computing with bfloat16 weights needs autocast.
+    """
+    from accelerate import init_empty_weights
+
     config = from_dict(ModelConfig, checkpoint.config["model"], where=f"{checkpoint.folder}/config.json: model")
     tokenizer = load_tokenizer(checkpoint.folder / TOKENIZER)
-    model = build_model(config, vocab_size=len(tokenizer))
-    state = checkpoint.tensors()
+    with init_empty_weights(include_buffers=False):
+        model = build_model(config, vocab_size=len(tokenizer))
+    # Copied, because a file is read in place and where its bytes lie in memory would decide the last bits of a matrix product.
+    state = {name: tensor.to(_stored(name, tensor, dtype), copy=True) for name, tensor in checkpoint.tensors().items()}
     check_keys(model, state, allowed=lambda name: False, where=str(checkpoint.folder))
-    model.load_state_dict(state, strict=True)
+    model.load_state_dict(state, strict=True, assign=True)
     return model.eval(), tokenizer, config
+
+
+def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
+    if not tensor.is_floating_point():
+        return tensor.dtype
+    return torch.float32 if ".mlp.router." in name else dtype
 
 
 def check_keys(model: MedPLIB, state: dict[str, torch.Tensor], *, allowed: Callable[[str], bool], where: str) -> None:

@@ -180,3 +180,42 @@ def test_the_toy_model_survives_the_published_layout(tmp_path, trained):
     names = set(open_tensors(tmp_path / "published"))
     assert "model.layers.0.mlp.deepspeed_moe.experts.deepspeed_experts.1.up_proj.weight" in names
     shutil.rmtree(tmp_path / "published")
+
+
+HF = {  # published -> as transformers stores LLaVA, older and newer
+    "older": {
+        "model.vision_tower.vision_tower.": "vision_tower.",
+        "model.mm_projector.0.": "multi_modal_projector.linear_1.",
+        "model.mm_projector.2.": "multi_modal_projector.linear_2.",
+        "lm_head.": "language_model.lm_head.",
+        "model.": "language_model.model.",
+    },
+    "newer": {
+        "model.vision_tower.vision_tower.vision_model.": "model.vision_tower.",
+        "model.mm_projector.0.": "model.multi_modal_projector.linear_1.",
+        "model.mm_projector.2.": "model.multi_modal_projector.linear_2.",
+        "lm_head.": "lm_head.",
+        "model.": "model.language_model.",
+    },
+}
+
+
+@pytest.mark.parametrize("layout", HF)
+def test_llava_as_transformers_stores_it(tmp_path, layout):
+    folder = write_published(tmp_path / "published", "llm_dense", shards=1)
+    (file,) = folder.glob("*.safetensors")
+    absent = ("model.visual_model.", "model.text_hidden_fcs.", "model.region_fea_adapter.")
+    plain = {name: tensor for name, tensor in load_file(file).items() if not name.startswith(absent) and "inv_freq" not in name}
+    import_published(folder, tmp_path / "whole", options(folder))
+    renamed = {}
+    for name, tensor in plain.items():
+        old, new = next(pair for pair in HF[layout].items() if name.startswith(pair[0]))
+        renamed[new + name.removeprefix(old)] = tensor
+    save_file(renamed, file)
+    (folder / "model.safetensors.index.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": config}))
+    import_published(folder, tmp_path / "ours", options(folder, stage="llava"))
+    whole, found = load_checkpoint(tmp_path / "whole").tensors(), load_checkpoint(tmp_path / "ours").tensors()
+    assert len(found) == len(plain)
+    assert all(torch.equal(found[name], whole[name]) for name in found)
