@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def _reader(path: Path, name: str) -> Callable[[], torch.Tensor]:
 
 def _open_torch(path: Path) -> dict[str, StoredTensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # old files cannot be mapped
     except Exception as error:  # whatever a hostile or broken file makes the reader raise, the file is refused
         raise InputError(where=path, expected="a PyTorch file that holds tensors and no code", found=_first_line(error),
                          remedy="convert it to safetensors where it came from; nothing in it was run") from None  # fmt: skip

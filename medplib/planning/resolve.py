@@ -54,7 +54,8 @@ def plan_stage(files: list[Path], *, vocab_size: int | None) -> PlannedStage:
         merged = _merge(merged, _read(file))
     stage = from_dict(StageConfig, merged.get("model", {}).get("stage") or {}, where=f"{files[0]}: model.stage")
     known = _Known(files[0].parent)
-    return PlannedStage(stage, _with_vocabulary(known.config(stage), stage, vocab_size), merged.get("data", {}), merged.get("trainer", {}))
+    model = _with_vocabulary(known.config(stage), known.tokenizer(stage), vocab_size)
+    return PlannedStage(stage, model, merged.get("data", {}), merged.get("trainer", {}))
 
 
 class _Known:
@@ -76,6 +77,12 @@ class _Known:
         parents = {role: self._parent(parent, role=f"stage '{stage.name}' {role}") for role, parent in roles.items()}
         return resolve_config(stage, parents)
 
+    def tokenizer(self, stage: StageConfig) -> str | None:
+        """The tokenizer folder that the first ancestor of `stage` names."""
+        while stage.tokenizer is None and stage.init.base is not None and stage.init.base.path in self.stages:
+            stage = self.stages[stage.init.base.path]
+        return stage.tokenizer
+
     def _parent(self, parent: Parent, *, role: str) -> Checkpoint:
         folder = Path(parent.path)
         if (folder / CONFIG).exists():
@@ -93,7 +100,7 @@ class _Known:
         return Checkpoint(folder, {"model": asdict(model)}, Lineage(stage=written, trained=(), steps=0))
 
 
-def _with_vocabulary(config: ModelConfig, stage: StageConfig, vocab_size: int | None) -> ModelConfig:
+def _with_vocabulary(config: ModelConfig, tokenizer: str | None, vocab_size: int | None) -> ModelConfig:
     """Sizes with everything written out that pretrained parts and the tokenizer would bring."""
     names = tuple((0,) for _ in config.vision.names)
     config = replace(config, vision=replace(config.vision, pretrained=False, name_ids=names))
@@ -103,7 +110,7 @@ def _with_vocabulary(config: ModelConfig, stage: StageConfig, vocab_size: int | 
     if language.pretrained is not None and language.hf_config is None:
         raise InputError(where="model.language", expected="hf_config, the sizes of the pretrained model",
                          found=f"only {language.pretrained}", remedy="copy its config.json into model.language.hf_config")  # fmt: skip
-    rows = vocab_size or language.vocab_size or (language.hf_config or {}).get("vocab_size") or _tokenizer_rows(stage)
+    rows = vocab_size or language.vocab_size or (language.hf_config or {}).get("vocab_size") or _tokenizer_rows(tokenizer)
     return replace(config, language=replace(language, pretrained=None, vocab_size=rows, hf_config=_rows(language, rows)))
 
 
@@ -111,13 +118,13 @@ def _rows(language: LanguageConfig, rows: int) -> dict[str, Any] | None:
     return None if language.hf_config is None else {**language.hf_config, "vocab_size": rows}
 
 
-def _tokenizer_rows(stage: StageConfig) -> int:
+def _tokenizer_rows(folder: str | None) -> int:
     from medplib.tokenizer import load_tokenizer
 
-    if stage.tokenizer is None or not Path(stage.tokenizer).is_dir():
-        raise InputError(where=f"stage '{stage.name}': tokenizer", expected="a tokenizer folder, to know the rows of the embedding",
-                         found=str(stage.tokenizer), remedy="give --vocab_size")  # fmt: skip
-    return len(load_tokenizer(stage.tokenizer))
+    if folder is None or not Path(folder).is_dir():
+        raise InputError(where="tokenizer", expected="a tokenizer folder, to know the rows of the embedding", found=str(folder),
+                         remedy="give --vocab_size")  # fmt: skip
+    return len(load_tokenizer(folder))
 
 
 def _read(file: Path) -> dict[str, Any]:

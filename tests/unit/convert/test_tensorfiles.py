@@ -33,6 +33,11 @@ def test_torch_files_are_unwrapped(tmp_path, wrapper):
     assert torch.equal(found["half"].read(), TENSORS["half"])
 
 
+def test_torch_files_from_before_archives(tmp_path):
+    torch.save({"model": TENSORS}, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(open_tensors(tmp_path / "a.pth")["half"].read(), TENSORS["half"])
+
+
 class _Code:
     def __init__(self, marker):
         self.marker = marker
