@@ -160,8 +160,8 @@ class PixelGrounder(nn.Module):
     def _full_size(self, low_res: torch.Tensor) -> torch.Tensor:
         """(N, s, s) -> (N, S, S), bilinear."""
         size = self.prompt_encoder.input_image_size
-        if not len(low_res):
-            return low_res.new_zeros(0, *size)
+        if not len(low_res):  # nothing to enlarge, but still part of the graph
+            return low_res[:, :1, :1].expand(0, *size)
         return F.interpolate(low_res[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
     def decode_tokens(

@@ -78,7 +78,9 @@ class HighResUpscaling(nn.Module):
         if self.subpixel is None:
             return weighted_sum(weights_NKc, features_Ncss)
         weights = self.subpixel(weights_NKc).unflatten(2, (4, -1)).flatten(1, 2)
-        return F.pixel_shuffle(weighted_sum(weights, features_Ncss), 2)
+        cells_NKabss = weighted_sum(weights, features_Ncss).unflatten(1, (-1, 2, 2))
+        # pixel_shuffle by hand: the library's gradient fails without any mask
+        return cells_NKabss.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
 
 
 class Residual(nn.Module):

@@ -72,7 +72,7 @@ class MedPLIB(nn.Module):
             features = self.vision(batch.vision_pixels, batch.letterboxes)
         embeds = self.embed_text(batch.input_ids, self.shown(batch, features))
         embeds = _place(embeds, batch.input_ids == IMAGE_PLACEHOLDER, self.projector(features))
-        if len(batch.region_masks):
+        if len(batch.region_masks) or self.training:
             tokens = self.region(features, batch.region_masks, batch.region_image)
             embeds = _place(embeds, batch.input_ids == REGION_PLACEHOLDER, tokens)
         return embeds
@@ -107,7 +107,7 @@ class MedPLIB(nn.Module):
         hidden = self.hidden(batch)
         target = batch.labels[:, 1:] != IGNORE_LABEL
         prompts, grounding = None, None
-        if self.seg_projector is not None and len(batch.names):
+        if self.seg_projector is not None and (len(batch.names) or self.training):
             prompts = self.seg_projector(hidden[batch.target_row, batch.target_position])
             if with_masks:
                 grounding = self.ground(batch, prompts)

@@ -160,17 +160,23 @@ def forced_expert(routing: Routing, names: tuple[str, ...], name: str | None) ->
         routing.forced = previous
 
 
-def task_routing_loss(stats: RouterStats, wanted: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the router against the expert that each token's task names: mean over layers and tokens, then over named experts.
+def task_routing_loss(stats: RouterStats, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of the router against the expert that each token's task names, summed per expert.
 
-    Every expert counts the same, because a short answer with a mask must not be outvoted by long answers.
+    The mean over tokens, then over experts, makes every expert count the same: a short answer with a mask must not be outvoted by long
+    answers.
 
     Args:
         stats: of T real tokens.
-        wanted: (T,) index of the expert, -1 for tokens that may go anywhere. 0 when there are only such tokens.
+        wanted: (T,) index of the expert, -1 for tokens that may go anywhere.
+
+    Returns:
+        Sums over tokens of the mean over layers (E,), numbers of tokens (E,).
     """
-    losses = [-stats.probs[:, wanted == index, index].clamp(min=1e-9).log().mean() for index in wanted[wanted >= 0].unique().tolist()]
-    return torch.stack(losses).mean() if losses else stats.probs.sum() * 0
+    experts = stats.probs.shape[-1]
+    hot_TE = torch.nn.functional.one_hot(wanted.clamp(min=0), experts) * (wanted >= 0)[:, None]
+    log_TE = stats.probs.clamp(min=1e-9).log().mean(dim=0)
+    return -(log_TE * hot_TE).sum(dim=0), hot_TE.sum(dim=0)
 
 
 def load_balancing_loss(stats: RouterStats) -> torch.Tensor:

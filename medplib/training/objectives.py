@@ -14,7 +14,7 @@ from medplib.models.language import prefix_mask
 from medplib.models.medplib import MedPLIB
 from medplib.models.moe import load_balancing_loss, task_routing_loss
 from medplib.tokens import IGNORE_LABEL
-from medplib.training import losses
+from medplib.training import losses, ranks
 from medplib.training.losses import LossTerms, LossWeights
 from medplib.types import Batch, GroundingOutput, ModelOutput
 
@@ -30,23 +30,29 @@ than many steps with few, because a call of the decoder has a price of its own."
 
 def conversation(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
     """Stages I to IV: cross-entropy of the answers, mask losses of their targets, presence, distillation from name prompts, router."""
-    with_masks = model.grounder is not None and weights.needs_masks and len(batch.names) > 0
+    # In training parts run even where a batch has nothing for them, so that all ranks take part in every exchange of gradients.
+    with_masks = model.grounder is not None and weights.needs_masks and (len(batch.names) > 0 or model.training)
     with_masks = with_masks and (weights.mask_share >= 1 or float(torch.rand(())) < weights.mask_share)
+    ranks.diverge()
     out = model(batch, with_masks=with_masks)
     per_token = functional.cross_entropy(out.label_logits, out.label_ids, reduction="none")
     answer = _per_answer(per_token, batch.labels[:, 1:] != IGNORE_LABEL, batch.segments[:, 1:])
-    terms = LossTerms(lm=per_token.mean(), answer=answer, decision=_decision_loss(model, batch, out))
+    decision, decided = _decision_loss(batch, out)
+    terms = LossTerms(lm=per_token.mean(), answer=answer, decision=decision)
     if out.grounding is not None:
         terms = _with_masks(terms, out.grounding, batch, weights)
+    size = torch.zeros((), device=batch.labels.device)
     if out.target_prompts is not None and weights.distill and model.names is not None:
         with torch.no_grad():
             wanted = model.names(batch.name_ids)
-        terms = replace(terms, distill=(out.target_prompts - wanted).square().sum() / wanted.square().sum().clamp(min=1e-6))
+        size = wanted.square().sum()
+        terms = replace(terms, distill=(out.target_prompts - wanted).square().sum() / size.clamp(min=1e-6))
     if out.router is not None and weights.router:
         terms = replace(terms, router=load_balancing_loss(out.router))
     if out.router is not None and weights.router_task:
-        terms = replace(terms, router_task=task_routing_loss(out.router, _expert_of_token(batch, model.language.expert_of_task)))
-    return terms
+        wanted = _expert_of_token(batch, model.language.expert_of_task)
+        terms = replace(terms, router_task=ranks.balanced_over_ranks(*task_routing_loss(out.router, wanted)))
+    return ranks.over_all_ranks(terms, ranks.count_items(batch, decided, size))
 
 
 def _expert_of_token(batch: Batch, expert_of_task: dict[str, int]) -> torch.Tensor:
@@ -73,16 +79,16 @@ def _per_answer(per_token: torch.Tensor, target: torch.Tensor, segments: torch.T
     return (torch.zeros_like(count).index_add(0, group, per_token) / count).mean()
 
 
-def _decision_loss(model: MedPLIB, batch: Batch, out: ModelOutput) -> torch.Tensor | None:
-    """Cross-entropy of the one token that decides between `<SEG>` and a refusal, over all targets of the batch."""
+def _decision_loss(batch: Batch, out: ModelOutput) -> tuple[torch.Tensor | None, int]:
+    """Cross-entropy of the one token that decides between `<SEG>` and a refusal, and the number of targets that it is the mean of."""
     if not len(batch.names):
-        return None
+        return None, 0
     row_of = torch.full(batch.labels.shape, -1, device=batch.labels.device)
     target = batch.labels[:, 1:] != IGNORE_LABEL
     row_of[:, :-1][target] = torch.arange(len(out.label_ids), device=batch.labels.device)
     rows = row_of[batch.target_row, batch.target_position]
     rows = rows[rows >= 0]
-    return functional.cross_entropy(out.label_logits[rows], out.label_ids[rows]) if len(rows) else None
+    return (functional.cross_entropy(out.label_logits[rows], out.label_ids[rows]) if len(rows) else None), len(rows)
 
 
 def _with_masks(terms: LossTerms, grounding: GroundingOutput, batch: Batch, weights: LossWeights) -> LossTerms:

@@ -10,6 +10,7 @@ from torch import nn
 
 from medplib.errors import InputError
 from medplib.models.moe import MoEConfig, MoEMLP, Routing, forced_expert, load_balancing_loss, task_routing_loss
+from medplib.training.ranks import balanced_over_ranks
 from medplib.types import RouterStats
 
 NAMES = ("a", "b", "c")
@@ -91,7 +92,7 @@ def test_load_balancing_loss() -> None:
 )
 def test_task_routing_loss(wanted: list[int], loss: float) -> None:
     stats = RouterStats(torch.tensor([[[0.8, 0.2], [0.7, 0.3], [0.4, 0.6]]]), torch.zeros(1, 3, 1, dtype=torch.int64))
-    assert float(task_routing_loss(stats, torch.tensor(wanted))) == pytest.approx(loss, abs=1e-6)
+    assert float(balanced_over_ranks(*task_routing_loss(stats, torch.tensor(wanted)))) == pytest.approx(loss, abs=1e-6)
 
 
 def test_tasks_name_experts() -> None:
