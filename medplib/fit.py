@@ -117,6 +117,8 @@ def _up_to_date(config, fingerprint: str) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse, train, write the checkpoint folder of the stage."""
+    from medplib.training.strategy import whole_weights
+
     _quieten()
     cli = _cli(arguments)
     if cli.done:
@@ -134,8 +136,9 @@ def main(arguments: list[str] | None = None) -> None:
     cli.trainer.fit(module, datamodule=data, ckpt_path=cli.config.ckpt_path, weights_only=True)
     if cli.trainer.interrupted:
         raise SystemExit(130)
+    weights = whole_weights(cli.trainer.strategy, module.model)
     if cli.trainer.is_global_zero:
-        lineage = module.write(sources=data.counts, run_sha256=cli.fingerprint)
+        lineage = module.write(sources=data.counts, run_sha256=cli.fingerprint, weights=weights)
         figures = "  ".join(f"{k} {v:.4f}" for k, v in lineage.metrics.items())
         log.info("wrote %s (%d steps, %.0f s)  %s", module.stage.output, lineage.steps, lineage.seconds, figures)
 

@@ -90,7 +90,10 @@ class DataModule(L.LightningDataModule):
         """Validation records, one conversation each; empty when none are configured."""
         if not self.val_records:
             return []
-        return self._loader(RecordSet(records=self.val_records, encoder=self._encoder), None, drop_last=False)
+        trainer = self.trainer
+        return self._loader(
+            RecordSet(records=self.val_records[trainer.global_rank :: trainer.world_size], encoder=self._encoder), None, drop_last=False
+        )
 
     def _loader(self, data, sampler, *, drop_last: bool) -> DataLoader:
         return DataLoader(

@@ -16,7 +16,7 @@ class ContrastHead(nn.Module):
         super().__init__()
         self.image = nn.Linear(vision_width, width)
         self.text = nn.Linear(language_width, width)
-        self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.scale = nn.Parameter(torch.full((1,), math.log(10.0)))  # DeepSpeed takes no scalars
 
     def image_text_loss(self, features: torch.Tensor, text: torch.Tensor, duplicate: torch.Tensor) -> torch.Tensor:
         """Features (I, g, g, Dv), text states (I, D), `duplicate` (I, I) bool = same caption (never a negative) -> scalar."""

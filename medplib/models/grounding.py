@@ -170,7 +170,7 @@ class PixelGrounder(nn.Module):
         """The first `masks` mask tokens of each pair at low resolution; token 0 is the single answer, the others are SAM's alternatives."""
         dtype = features.embedding.dtype
         if dense is None:
-            dense = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+            dense = self.prompt_encoder.no_mask_embed(image_index.new_zeros(1)).view(1, -1, 1, 1)
         return decode_pairs(
             self.mask_decoder,
             self.upscaling,

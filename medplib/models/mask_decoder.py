@@ -91,6 +91,13 @@ class Residual(nn.Module):
         self.tokens = nn.Parameter(torch.full((width,), 0.1))
         self.image = nn.Parameter(torch.full((width,), 0.1))
 
+    def forward(
+        self, prompts: list[torch.Tensor], tokens: list[torch.Tensor], embedding: torch.Tensor, source: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Prompts and output tokens K x (N, C), embedding and source (N, C, g, g) -> corrected prompts, corrected embedding."""
+        asked = [prompt + self.tokens * token for prompt, token in zip(prompts, tokens, strict=True)]
+        return asked, embedding + self.image[:, None, None] * source
+
 
 class PresenceHead(nn.Module):
     """Is the prompted thing in the image? The strongest mask logits, and an MLP on the decoder's tokens and prompt x pooled image.
@@ -110,7 +117,7 @@ class PresenceHead(nn.Module):
         self.asked = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
         self.shown = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
         self.head = nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, 1))
-        self.evidence_weight = nn.Parameter(torch.tensor(0.5))
+        self.evidence_weight = nn.Parameter(torch.full((1,), 0.5))  # DeepSpeed takes no scalars
 
     def forward(self, masks: DecodedMasks, prompt_NC: torch.Tensor, pooled_NC: torch.Tensor) -> torch.Tensor:
         """Output tokens, mean prompt token (N, C), mean image embedding (N, C) -> logit (N,)."""
@@ -152,15 +159,16 @@ def decode_pairs(
         residual: what the transformer makes is a correction of prompt and embedding, None = it replaces them (as published).
     """
     count = image_index.shape[0]
-    output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    # Tables are called, not read: weights that are split among ranks are whole inside a call only.
+    output_tokens = torch.cat([table(_rows_of(table)) for table in (decoder.iou_token, decoder.mask_tokens)])
     tokens = torch.cat([output_tokens.expand(count, -1, -1), sparse], dim=1)
     source = features.embedding.index_select(0, image_index) + dense
     states, source = decoder.transformer(source, image_pe, tokens)
     source = source.transpose(1, 2).unflatten(2, features.embedding.shape[2:])
     asked = [states[:, 1 + k] for k in range(masks)]
     if residual is not None:
-        asked = [sparse.mean(dim=1) + residual.tokens * token for token in asked]
-        source = features.embedding.index_select(0, image_index) + residual.image[:, None, None] * source
+        embedding = features.embedding.index_select(0, image_index)
+        asked, source = residual([sparse.mean(dim=1)] * len(asked), asked, embedding, source)
     hyper = torch.stack([decoder.output_hypernetworks_mlps[k](token) for k, token in enumerate(asked)], dim=1)
     if upscaling is None:
         logits = weighted_sum(hyper, decoder.output_upscaling(source))
@@ -168,3 +176,7 @@ def decode_pairs(
         logits = upscaling.product(hyper, upscaling(source, features.skips, image_index))
     quality = decoder.iou_prediction_head(states[:, 0])[:, :masks]
     return DecodedMasks(logits.float(), quality, states[:, 0], states[:, 1])
+
+
+def _rows_of(table: nn.Embedding) -> torch.Tensor:
+    return torch.arange(table.num_embeddings, device=table.weight.device)

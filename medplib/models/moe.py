@@ -68,6 +68,19 @@ class Routing:
         return RouterStats(torch.stack(self.probs), torch.stack(self.chosen)) if self.probs else None
 
 
+class Router(nn.Linear):
+    """Rows (T, D) -> probabilities of experts (T, E), in float32 whatever the type of rows, weights and autocast."""
+
+    def __init__(self, width: int, experts: int) -> None:
+        super().__init__(width, experts, bias=False, dtype=torch.float32)
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, rows_TD: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        with full_precision(rows_TD.device):
+            return nn.functional.linear(rows_TD.float(), self.weight.float()).softmax(dim=-1)
+
+
 class MoEMLP(nn.Module):
     """Drop-in for an MLP: (B, L, D) -> (B, L, D).
 
@@ -81,8 +94,7 @@ class MoEMLP(nn.Module):
     def __init__(self, *, experts: dict[str, nn.Module], config: MoEConfig, width: int, routing: Routing) -> None:
         super().__init__()
         self.experts = nn.ModuleDict(experts)
-        self.router = nn.Linear(width, len(experts), bias=False, dtype=torch.float32)
-        nn.init.normal_(self.router.weight, std=0.02)
+        self.router = Router(width, len(experts))
         self.top_k, self.gate, self.routing = config.top_k, config.gate, routing
         self.capacity_factor = config.capacity_factor
 
@@ -107,9 +119,8 @@ class MoEMLP(nn.Module):
         return torch.zeros_like(flat_TD).index_copy(0, real, mixed_TD).view_as(hidden_BLD)
 
     def _route(self, rows_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights and indices (T, K) of the chosen experts; the router works in float32 whatever the autocast type."""
-        with full_precision(rows_TD.device):
-            probs_TE = torch.nn.functional.linear(rows_TD.float(), self.router.weight.float()).softmax(dim=-1)
+        """Weights and indices (T, K) of the chosen experts."""
+        probs_TE = self.router(rows_TD)
         weight_TK, chosen_TK = probs_TE.topk(self.top_k, dim=-1)
         self.routing.probs.append(probs_TE)
         self.routing.chosen.append(chosen_TK)

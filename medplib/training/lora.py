@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
+
+import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from medplib.errors import InputError
 from medplib.models.medplib import MedPLIB
+from medplib.tensorfiles import StoredTensor
 from medplib.training.stage import LoraOptions
+
+ADAPTER = "default"
+_ADAPTER = re.compile(r"\.lora_[AB]\.")
 
 
 def add_lora(model: MedPLIB, options: LoraOptions) -> None:
@@ -24,13 +31,31 @@ def add_lora(model: MedPLIB, options: LoraOptions) -> None:
     if not names:
         raise InputError(where="stage.lora.targets", expected="names of linear layers", found=", ".join(options.targets))
     config = LoraConfig(r=options.r, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=names, bias="none")
-    inject_adapter_in_model(config, language.model)
+    inject_adapter_in_model(config, language.model, adapter_name=ADAPTER)
 
 
-def merge_lora(model: MedPLIB) -> None:
-    """Fold every adapter into its layer and put the plain layer back; does nothing without adapters."""
-    wrapped = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
-    for name, module in wrapped:
-        module.merge()
-        parent_name, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent_name), child, module.get_base_layer())
+def merged(state: dict[str, torch.Tensor], options: LoraOptions | None) -> dict[str, StoredTensor]:
+    """Weights of a model with adapters -> weights under plain names, every adapter folded into its layer (in float32) when it is read.
+
+    Args:
+        state: name -> tensor; names as peft gives them.
+        options: of the adapters; None = there are none.
+    """
+    if options is None:
+        return {name: StoredTensor.of(tensor) for name, tensor in state.items()}
+    plain = {}
+    for name, tensor in state.items():
+        if _ADAPTER.search(name):
+            continue
+        before, base, after = name.partition(".base_layer.")
+        if not base or after != "weight":
+            plain[f"{before}.{after}" if base else name] = StoredTensor.of(tensor)
+            continue
+        down, up = (state[f"{before}.lora_{side}.{ADAPTER}.weight"] for side in "AB")
+        folded = partial(_folded, tensor, down, up, options.alpha / options.r)
+        plain[f"{before}.{after}"] = StoredTensor(tensor.dtype, tuple(tensor.shape), folded)
+    return plain
+
+
+def _folded(base: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:
+    return (base.float() + scale * (up.float() @ down.float())).to(base.dtype)

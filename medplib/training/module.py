@@ -14,13 +14,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from medplib.errors import InputError
 from medplib.lineage import Lineage, SourceStamp, save_checkpoint, sha256_file
 from medplib.models.build import input_spec
-from medplib.tensorfiles import StoredTensor
 from medplib.tokens import SEG
 from medplib.training.assemble import assemble
-from medplib.training.lora import add_lora, merge_lora
+from medplib.training.lora import add_lora, merged
 from medplib.training.objectives import OBJECTIVES, name_masks
 from medplib.training.optim import build_optimizer, rate_factor
 from medplib.training.previews import mask_previews
+from medplib.training.ranks import world_size
 from medplib.training.stage import StageConfig
 from medplib.training.trainable import cast_frozen, choose_trained
 from medplib.training.validation import ValidationScores
@@ -94,8 +94,10 @@ class StageModule(L.LightningModule):
         """One step; every term is logged by name."""
         terms = self.objective(self.model, batch, self.stage.losses)
         total = terms.total(self.stage.losses)
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=len(batch.input_ids))
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.input_ids))
+        together = world_size() > 1
+        shown = {f"train/{name}": value.detach() for name, value in terms.items()}
+        self.log_dict(shown, batch_size=len(batch.input_ids), sync_dist=together)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.input_ids), sync_dist=together)
         for group in self.trainer.optimizers[0].param_groups:
             self.log(f"lr/{group['name']}", group["lr"])
         return total
@@ -103,7 +105,7 @@ class StageModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss terms, and for conversations the rates at which `<SEG>` is predicted and how the router shares its tokens."""
         terms = self.objective(self.model, batch, self.stage.losses)
-        self.scores.add_terms(terms, len(batch.input_ids))
+        self.scores.add_terms(terms, batch)
         if self.stage.objective in ("dense", "promptable"):
             grounding = name_masks(self.model, batch, directly=self.stage.objective == "dense")
             self.scores.add_masks(batch, grounding)
@@ -128,18 +130,18 @@ class StageModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log what was gathered."""
         figures, self.previewed = self.scores.finish(), False
-        self.log_dict({f"val/{name}": value for name, value in figures.items()})
+        self.log_dict({f"val/{name}": value for name, value in figures.items()}, rank_zero_only=True)
         self.val_figures = figures
         log.info("step %d  %s", self.global_step, "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
 
-    def write(self, *, sources: dict[str, int], run_sha256: str = "") -> Lineage:
+    def write(self, *, sources: dict[str, int], run_sha256: str = "", weights: dict[str, torch.Tensor] | None = None) -> Lineage:
         """Merge the adapters and write the stage's checkpoint folder.
 
         Args:
             sources: data file -> number of records, for the lineage.
             run_sha256: hash of the configuration that was run.
+            weights: of the model, where a strategy holds them elsewhere; None = as they are here.
         """
-        merge_lora(self.model)
         lineage = Lineage(
             stage=self.stage.name,
             trained=self.trained,
@@ -153,7 +155,7 @@ class StageModule(L.LightningModule):
         )
         return save_checkpoint(
             Path(self.stage.output),
-            tensors={name: StoredTensor.of(tensor) for name, tensor in self.model.state_dict().items()},
+            tensors=merged(self.model.state_dict() if weights is None else weights, self.stage.lora),
             config={"model": asdict(self.config)},
             save_tokenizer=self.tokenizer.save_pretrained,
             lineage=lineage,

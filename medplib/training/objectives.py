@@ -51,7 +51,9 @@ def conversation(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerm
         terms = replace(terms, router=load_balancing_loss(out.router))
     if out.router is not None and weights.router_task:
         wanted = _expert_of_token(batch, model.language.expert_of_task)
-        terms = replace(terms, router_task=ranks.balanced_over_ranks(*task_routing_loss(out.router, wanted)))
+        terms = replace(terms, router_task=ranks.balanced_over_ranks(*task_routing_loss(out.router, wanted), together=model.training))
+    if not model.training:  # what is only watched is added up by who watches
+        return terms
     return ranks.over_all_ranks(terms, ranks.count_items(batch, decided, size))
 
 

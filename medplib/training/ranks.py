@@ -58,16 +58,17 @@ def over_all_ranks(terms: LossTerms, counts: torch.Tensor) -> LossTerms:
     return replace(terms, **{n: share[i] * value for i, n in enumerate(TERMS) if (value := getattr(terms, n)) is not None})
 
 
-def balanced_over_ranks(sums_E: torch.Tensor, counts_E: torch.Tensor) -> torch.Tensor:
+def balanced_over_ranks(sums_E: torch.Tensor, counts_E: torch.Tensor, *, together: bool = True) -> torch.Tensor:
     """Mean over the items of each of E kinds, then over the kinds that there are, as this rank's part of that over all ranks.
 
     Args:
         sums_E: sum of the losses of each kind.
         counts_E: number of items of each kind.
+        together: False = of this rank alone.
     """
-    everyone_E = counts_E.float()
-    if world_size() > 1:
+    everyone_E, ranks = counts_E.float(), world_size() if together else 1
+    if ranks > 1:
         everyone_E = everyone_E.clone()
         distributed.all_reduce(everyone_E)
     kinds = (everyone_E > 0).sum().clamp(min=1)
-    return (sums_E / everyone_E.clamp(min=1)).sum() / kinds * world_size()
+    return (sums_E / everyone_E.clamp(min=1)).sum() / kinds * ranks

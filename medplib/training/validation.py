@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
+from torch import distributed
 
 from medplib.models.grounding import valid_mask
 from medplib.tokens import IGNORE_LABEL
 from medplib.training.losses import LossTerms
+from medplib.training.ranks import TERMS, count_items, world_size
 from medplib.types import Batch, GroundingOutput, ModelOutput
 
 
@@ -25,10 +27,11 @@ class ValidationScores:
             self._sum[name] += mean * count
             self._count[name] += count
 
-    def add_terms(self, terms: LossTerms, count: int) -> None:
-        """Add the loss terms of a batch of `count` samples."""
+    def add_terms(self, terms: LossTerms, batch: Batch) -> None:
+        """Add the loss terms of a batch, each weighted by the items that it is the mean of (samples where it is no plain mean)."""
+        counts = dict(zip(TERMS, count_items(batch, len(batch.names), torch.tensor(len(batch.names))).tolist(), strict=True))
         for name, value in terms.items():
-            self.add(name, float(value), count)
+            self.add(name, float(value), counts.get(name, len(batch.input_ids)))
 
     def add_output(self, batch: Batch, out: ModelOutput, *, seg_id: int, expert_names: tuple[str, ...]) -> None:
         """Add teacher-forced rates: is `<SEG>` the most likely token where a target is decided, and at the start of other answers?"""
@@ -77,7 +80,13 @@ class ValidationScores:
                 self.add(f"router/{records[0].meta.task}/{name}", float(share), 1)
 
     def finish(self) -> dict[str, float]:
-        """The means; starts afresh."""
-        figures = {name: self._sum[name] / self._count[name] for name in self._sum}
+        """The means over what all ranks have seen; starts afresh."""
+        sums, counts = self._sum, self._count
+        if world_size() > 1:
+            seen: list = [None] * world_size()
+            distributed.all_gather_object(seen, (dict(sums), dict(counts)))
+            names = sorted({name for own, _ in seen for name in own})
+            sums, counts = ({name: sum(pair[k].get(name, 0.0) for pair in seen) for name in names} for k in (0, 1))
+        figures = {name: sums[name] / counts[name] for name in sums}
         self.__init__()
         return figures

@@ -225,7 +225,7 @@ def test_direct_decoding_is_hypernetwork_times_upscaled_image():
         torch.testing.assert_close(out.low_res_logits[n], model.upscaling.product(weights, alone)[0, 0], atol=1e-5, rtol=1e-5)
         strongest = out.low_res_logits[n].flatten().sort(descending=True).values[: round(0.006 * 32 * 32)].mean()
         wanted = model.presence.evidence_weight * strongest + model.presence.head[-1].bias[0]
-        torch.testing.assert_close(out.presence_logit[n], wanted)
+        torch.testing.assert_close(out.presence_logit[n : n + 1], wanted)
 
 
 def test_residual_decoder_starts_from_what_is_drawn_directly():

@@ -1,0 +1,135 @@
+"""DeepSpeed's ZeRO as a Lightning strategy, on accelerators and, for tests, on CPU ranks with gloo."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
+from torch import nn
+from typing_extensions import override
+
+from medplib.errors import InputError
+
+
+class _WholeBatches(DeepSpeedPrecision):
+    """Leaves batches as they are: models choose the types that they compute in, and a batch is no collection to be rebuilt."""
+
+    @override
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """ZeRO 1, 2 or 3: optimiser states, then gradients, then weights are split among ranks.
+
+    Args:
+        stage: 1, 2 or 3.
+        offload_optimizer: keep optimiser states in the memory of the host.
+        overlap_comm: exchange gradients while others are computed.
+        bucket_size: values exchanged at a time.
+        timeout_minutes: how long a rank waits for the others.
+    """
+
+    def __init__(
+        self,
+        stage: int = 2,
+        offload_optimizer: bool = False,
+        overlap_comm: bool = True,
+        bucket_size: int = 500_000_000,
+        timeout_minutes: int = 30,
+    ) -> None:
+        if stage not in (1, 2, 3):
+            raise InputError(where="trainer.strategy: stage", expected="1, 2 or 3", found=str(stage))
+        _prepare_cpu()
+        super().__init__(
+            stage=stage,
+            offload_optimizer=offload_optimizer,
+            overlap_comm=overlap_comm and torch.cuda.is_available(),
+            reduce_bucket_size=bucket_size,
+            allgather_bucket_size=bucket_size,
+            timeout=timedelta(minutes=timeout_minutes),
+        )
+
+    @override
+    def setup_environment(self) -> None:
+        if self.parallel_devices and self.parallel_devices[0].type != "cpu":
+            super().setup_environment()
+        else:  # everything but the demand for CUDA
+            super(DeepSpeedStrategy, self).setup_environment()
+
+    @override
+    def setup_distributed(self) -> None:
+        if self.parallel_devices and self.parallel_devices[0].type != "cpu":
+            super().setup_distributed()
+            return
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    @property
+    @override
+    def root_device(self) -> torch.device:
+        if self.parallel_devices and self.parallel_devices[0].type == "cpu":
+            return torch.device("cpu", self.local_rank)
+        return super().root_device
+
+    @override
+    def setup(self, trainer: Trainer) -> None:
+        self.precision_plugin = _WholeBatches(self.precision_plugin.precision)
+        super().setup(trainer)
+
+    @override
+    def init_deepspeed(self) -> None:
+        stage = self.lightning_module.stage
+        if stage.optim.muon:
+            raise InputError(
+                where=f"stage '{stage.name}': optim.muon", expected="no part under ZeRO, which cuts matrices into pieces",
+                found=", ".join(stage.optim.muon), remedy="set optim.muon to [] or use DDP",
+            )  # fmt: skip
+        self.config["gradient_clipping"] = stage.optim.grad_clip
+        super().init_deepspeed()
+
+
+def whole_weights(strategy: Strategy, model: nn.Module) -> dict[str, torch.Tensor] | None:
+    """The weights of `model` put together on rank 0, trained ones in the precision of the optimiser; None where every rank has them.
+
+    All ranks must call it; ranks other than 0 get an empty dictionary.
+    """
+    if not isinstance(strategy, ZeroStrategy):
+        return None
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights: dict[str, torch.Tensor] = {}
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        if parameter.requires_grad:
+            whole = safe_get_full_fp32_param(parameter)
+            if strategy.is_global_zero:
+                weights[name] = whole.detach().cpu().clone()
+            continue
+        with deepspeed.zero.GatheredParameters([parameter], enabled=strategy.zero_stage_3):
+            if strategy.is_global_zero:
+                weights[name] = parameter.detach().cpu().clone()
+    if strategy.is_global_zero:
+        weights |= {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
+    return weights
+
+
+def _prepare_cpu() -> None:
+    """Without a GPU DeepSpeed must be told so before it is imported, and would compile a library that one machine does not need."""
+    if torch.cuda.is_available():
+        return
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+    except ImportError:
+        raise InputError(where="trainer.strategy", expected="the package deepspeed", found="not installed",
+                         remedy="pip install 'medplib[distributed]'") from None  # fmt: skip
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,0 +1,60 @@
+"""Two ranks give the losses and weights of one, whatever the strategy: the mixture stage, uneven batches, batches without masks."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Trained
+
+from medplib.lineage import load_checkpoint
+
+PARTS = Path(__file__).parents[2] / "configs" / "parts"
+STEPS = 6
+
+
+def run(trained: Trained, out: Path, *more: str) -> list[float]:
+    """Train stage IV in processes of its own; the loss of every step."""
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args.save_dir": str(out), "init_args.name": "logs"}
+    command = [sys.executable, "-m", "medplib.fit", "--config", str(trained.configs / "moe.yaml"), "--trainer.max_steps", str(STEPS)]
+    for key, value in logger.items():
+        command += [f"--trainer.logger.{key}", value]
+    command += ["--model.stage.optim.muon", "[]", "--model.stage.output", str(out / "weights"), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = csv.DictReader((out / "logs" / "version_0" / "metrics.csv").open())
+    return [float(row["train/loss"]) for row in rows if row["train/loss"]]
+
+
+@pytest.fixture(scope="module")
+def alone(trained: Trained, tmp_path_factory) -> tuple[list[float], dict[str, torch.Tensor]]:
+    out = tmp_path_factory.mktemp("alone")
+    losses = run(trained, out, "--data.batch_size", "4")
+    return losses, load_checkpoint(out / "weights").tensors()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
+def test_two_ranks_are_one(trained: Trained, alone, tmp_path: Path, strategy: str) -> None:
+    if strategy != "ddp":
+        pytest.importorskip("deepspeed")
+    more = ["--config", str(PARTS / f"strategy_{strategy}.yaml"), "--trainer.precision", "32-true"]
+    losses = run(trained, tmp_path, *more, "--trainer.devices", "2", "--data.batch_size", "2")
+    assert len(losses) == STEPS
+    assert losses == pytest.approx(alone[0], rel=1e-5)
+    found = load_checkpoint(tmp_path / "weights").tensors()
+    assert found.keys() == alone[1].keys()
+    for name, tensor in alone[1].items():  # Adam divides gradients near zero by their own size, so single values may part earlier
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_matrices_cut_in_pieces_have_no_muon(trained: Trained, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    with pytest.raises(AssertionError, match="muon"):
+        run(trained, tmp_path, "--config", str(PARTS / "strategy_zero2.yaml"), "--trainer.precision", "32-true", "--trainer.devices", "1",
+            "--model.stage.optim.muon", "[lora]")  # fmt: skip
