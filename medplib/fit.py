@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -30,6 +31,7 @@ def _cli(arguments: list[str] | None):
 
     from medplib.data.datamodule import DataModule
     from medplib.training.module import StageModule
+    from medplib.training.resume import ResumeOptions
 
     for name in ("lightning.pytorch", "lightning.fabric"):  # importing it set them to talk
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -38,7 +40,7 @@ def _cli(arguments: list[str] | None):
         """Adds what belongs to a run, not to a model, its data or its trainer."""
 
         def add_arguments_to_parser(self, parser) -> None:
-            parser.add_argument("--ckpt_path", type=str | None, default=None, help="resume inside this stage from a Lightning checkpoint")
+            parser.add_class_arguments(ResumeOptions, "resume")
             parser.add_argument(
                 "--if_finished",
                 type=str,
@@ -117,7 +119,8 @@ def _up_to_date(config, fingerprint: str) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse, train, write the checkpoint folder of the stage."""
-    from medplib.training.strategy import whole_weights
+    from medplib.training.resume import ResumeOptions, ResumePoints, points_folder
+    from medplib.training.strategy import ZeroStrategy, whole_weights
 
     _quieten()
     cli = _cli(arguments)
@@ -133,13 +136,19 @@ def main(arguments: list[str] | None = None) -> None:
     )
     gc.collect()
     gc.freeze()  # records are many small objects that stay: walking them again and again costs a tenth of a small step
-    cli.trainer.fit(module, datamodule=data, ckpt_path=cli.config.ckpt_path, weights_only=True)
+    points = points_folder(module.stage.output)
+    parents = json.dumps({role: lineage.weights_sha256 for role, lineage in module.parents.items()}, sort_keys=True)
+    fingerprint = hashlib.sha256(f"{cli.fingerprint} {parents}".encode()).hexdigest()
+    if not isinstance(cli.trainer.strategy, ZeroStrategy):  # whose states are split among ranks
+        cli.trainer.callbacks.append(ResumePoints(points, ResumeOptions(**cli.config.resume.as_dict()), fingerprint=fingerprint))
+    cli.trainer.fit(module, datamodule=data)
     if cli.trainer.interrupted:
         raise SystemExit(130)
     weights = whole_weights(cli.trainer.strategy, module.model)
     if cli.trainer.is_global_zero:
         lineage = module.write(sources=data.counts, run_sha256=cli.fingerprint, weights=weights)
         figures = "  ".join(f"{k} {v:.4f}" for k, v in lineage.metrics.items())
+        shutil.rmtree(points, ignore_errors=True)
         log.info("wrote %s (%d steps, %.0f s)  %s", module.stage.output, lineage.steps, lineage.seconds, figures)
 
 

@@ -138,9 +138,9 @@ def _open_torch(path: Path) -> dict[str, StoredTensor]:
     return {str(name): StoredTensor.of(tensor) for name, tensor in state.items()}
 
 
-def write_safetensors(path: Path, tensors: dict[str, StoredTensor]) -> None:
+def write_safetensors(path: Path, tensors: dict[str, StoredTensor], *, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, reading one tensor at a time; `path` is only complete when this returns."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
     for name, tensor in tensors.items():
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, offset + tensor.bytes]}

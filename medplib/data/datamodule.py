@@ -57,6 +57,7 @@ class DataModule(L.LightningDataModule):
         self.train_records = self._read(train)
         self.val_records = spread(self._read(val), val_limit)
         self._encoder: SampleEncoder | None = None
+        self._drawn = 0
 
     def _read(self, files: tuple[str, ...]) -> list[Record]:
         records: list[Record] = []
@@ -70,6 +71,10 @@ class DataModule(L.LightningDataModule):
         """Say how the model wants to be fed; must precede the loaders."""
         self._encoder = SampleEncoder(tokenizer=tokenizer, spec=spec)
 
+    def go_on_at(self, *, batches: int) -> None:
+        """Let the training stream begin behind `batches` batches; nothing is read again."""
+        self._drawn = batches
+
     def train_dataloader(self) -> DataLoader:
         """The endless training stream, cut into epochs of as many samples as there are images."""
         data = TrainingSet(
@@ -82,7 +87,11 @@ class DataModule(L.LightningDataModule):
         )
         trainer = self.trainer
         sampler = StreamSampler(
-            max(len(data), self.batch_size * trainer.world_size), rank=trainer.global_rank, world_size=trainer.world_size
+            max(len(data), self.batch_size * trainer.world_size),
+            batch_size=self.batch_size,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            batches=self._drawn,
         )
         return self._loader(data, sampler, drop_last=True)
 

@@ -149,18 +149,30 @@ class TrainingSet(Dataset):
 
 
 class StreamSampler(Sampler[int]):
-    """Positions of the endless stream for one rank: epoch e covers samples e * length to (e + 1) * length."""
+    """Positions of the endless stream for one rank: epoch e covers samples e * length to (e + 1) * length.
 
-    def __init__(self, length: int, *, rank: int = 0, world_size: int = 1) -> None:
+    Args:
+        length: samples of an epoch, over all ranks.
+        batch_size: samples per batch and rank; what is left of an epoch behind the last whole batch is not drawn.
+        rank, world_size: this rank among how many.
+        batches: how many batches a resumed run has drawn before.
+    """
+
+    def __init__(self, length: int, *, batch_size: int = 1, rank: int = 0, world_size: int = 1, batches: int = 0) -> None:
         self.length, self.rank, self.world_size, self.epoch = length, rank, world_size, 0
+        began, inside = divmod(batches, max(1, len(self) // batch_size))
+        # Loader processes may ask before the trainer has said which epoch a resumed run is in.
+        self._first: tuple[int, int] | None = (began, inside * batch_size) if batches else None
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning at the start of every epoch."""
         self.epoch = epoch
 
     def __iter__(self):
-        start = self.epoch * self.length
-        return iter(range(start + self.rank, start + self.length - self.length % self.world_size, self.world_size))
+        (epoch, skip), self._first = self._first or (self.epoch, 0), None
+        start = epoch * self.length
+        end = start + self.length - self.length % self.world_size
+        return iter(range(start + self.rank + skip * self.world_size, end, self.world_size))
 
     def __len__(self) -> int:
         return self.length // self.world_size

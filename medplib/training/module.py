@@ -83,6 +83,10 @@ class StageModule(L.LightningModule):
         """Make what is random inside a step a function of (seed, step), so that a resumed run goes on as if never stopped."""
         torch.manual_seed(self.stage.seed * 1_000_003 + self.global_step)
 
+    def on_train_start(self) -> None:
+        """Also where a run goes on inside an epoch, whose start it does not see."""
+        self.on_train_epoch_start()
+
     def on_train_epoch_start(self) -> None:
         """Parts that do not train keep their statistics (batch norm) and their dropout off."""
         for name, module in self.model.named_modules():

@@ -1,0 +1,214 @@
+"""Resume points of a stage: exact, atomic, small.
+
+A point is one safetensors file with what the stage changes (trained weights, buffers, optimiser states) and, as metadata, where the run
+stands. What is random in a step is a function of (seed, step) and the training stream one of (seed, position), so nothing else is needed
+to go on as if never stopped. The file appears under its name only when all of it is on the disk; the name holds its hash.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from safetensors import safe_open
+
+from medplib.errors import InputError
+from medplib.lineage import sha256_file
+from medplib.tensorfiles import StoredTensor, write_safetensors
+
+log = logging.getLogger("medplib.training")
+
+_NAME = re.compile(r"^step-(\d{8})-([0-9a-f]{16})\.safetensors$")
+_META = "run"
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """When to write resume points.
+
+    Args:
+        every: optimiser steps between two points; 0 writes none, except when the run is asked to stop.
+        keep: how many of the newest stay.
+        fresh: start at the first step, whatever points there are.
+    """
+
+    every: int = 0
+    keep: int = 2
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.keep < 1:
+            raise InputError(where="resume", expected="every >= 0 and keep >= 1", found=f"every {self.every}, keep {self.keep}")
+
+
+def points_folder(output: str | Path) -> Path:
+    """Where the points of a stage with this output folder lie."""
+    output = Path(output)
+    return output.with_name(f".{output.name}.resume")
+
+
+class ResumePoints(L.Callback):
+    """Writes points, starts from the newest good one, and stops in order when the process is told to (SIGTERM).
+
+    Args:
+        folder: see `points_folder`.
+        options: see there.
+        fingerprint: of the run; points of another configuration or of other parents are refused.
+    """
+
+    def __init__(self, folder: Path, options: ResumeOptions, *, fingerprint: str) -> None:
+        self.folder, self.options, self.fingerprint = folder, options, fingerprint
+        self.told_to_stop = False
+        self._stepped = 0
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Go on from the newest good point, if there is one."""
+        signal.signal(signal.SIGTERM, self._stop)
+        if self.options.fresh:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        found = newest_good(self.folder)
+        if found is None:
+            return
+        with safe_open(found, framework="pt") as file:
+            meta = json.loads(file.metadata()[_META])
+            if meta["fingerprint"] != self.fingerprint:
+                raise InputError(where=found, expected="a resume point of this configuration and these parents", found="another one",
+                                 remedy="start afresh with --resume.fresh true, or restore the configuration")  # fmt: skip
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+        _restore(trainer, module, tensors, meta)
+        self._stepped = trainer.global_step
+        log.info("goes on at step %d (%s)", trainer.global_step, found.name)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Write where a step has just ended and a point is due, or the run shall stop."""
+        step = trainer.global_step
+        if step == self._stepped and not self.told_to_stop:
+            return  # gradients are still being gathered
+        due = self.options.every and step % self.options.every == 0 and step < trainer.max_steps
+        self._stepped = step
+        if due or self.told_to_stop:
+            if trainer.is_global_zero:
+                self._write(trainer, module)
+            trainer.strategy.barrier()
+        if self.told_to_stop:
+            log.info("stopped at step %d; started again, the stage goes on there", step)
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def _write(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        tensors, meta = _collect(trainer, module)
+        try:
+            write_point(self.folder, tensors, {**meta, "fingerprint": self.fingerprint}, step=trainer.global_step)
+        except OSError as error:  # a full disk must not end a run whose last point is good
+            log.error("resume point of step %d not written (%s); older ones stay, training goes on", trainer.global_step, error.strerror)
+            return
+        for old in _points(self.folder)[: -self.options.keep]:
+            old.unlink(missing_ok=True)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.told_to_stop = True
+
+
+def write_point(folder: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any], *, step: int) -> Path:
+    """Write one point: temporary file, flushed to the disk, then renamed; the folder is flushed last.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".part-", dir=folder)
+    os.close(handle)
+    part = Path(name)
+    try:
+        write_safetensors(part, {k: StoredTensor.of(v) for k, v in sorted(tensors.items())}, metadata={_META: json.dumps(meta)})
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        final = folder / f"step-{step:08d}-{sha256_file(part)[:16]}.safetensors"
+        part.rename(final)
+        _flush(folder)
+        return final
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def newest_good(folder: Path) -> Path | None:
+    """The newest point whose bytes have the hash in its name; every damaged one is named in a line. None without any."""
+    for stale in folder.glob(".part-*") if folder.is_dir() else ():
+        stale.unlink()  # of a process that died while it wrote
+    for point in reversed(_points(folder)):
+        if sha256_file(point)[:16] == _NAME.match(point.name)[2]:
+            return point
+        log.warning("%s is damaged (its hash is another one); the point before is used", point)
+    return None
+
+
+def _points(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if _NAME.match(p.name)) if folder.is_dir() else []
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _changing(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Trained parameters, and buffers (running statistics); what stays as the parents left it is not part of a point."""
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return trained | {name: b for name, b in module.named_buffers() if name in module.state_dict()}
+
+
+def _collect(trainer: L.Trainer, module: L.LightningModule) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    tensors = {f"weights.{name}": tensor for name, tensor in _changing(module.model).items()}
+    state = trainer.optimizers[0].state_dict()
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                numbers.setdefault(str(index), {})[key] = value
+    loops = trainer.fit_loop
+    meta = {
+        "loops": loops.state_dict(),
+        "batches": loops.epoch_loop.batch_progress.total.ready,
+        "groups": state["param_groups"],
+        "numbers": numbers,
+        "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+    }
+    return tensors, meta
+
+
+def _restore(trainer: L.Trainer, module: L.LightningModule, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+    own = _changing(module.model)
+    found = {name.removeprefix("weights."): tensor for name, tensor in tensors.items() if name.startswith("weights.")}
+    if found.keys() != own.keys():
+        odd = sorted(found.keys() ^ own.keys())
+        raise InputError(
+            where="resume point", expected=f"{len(own)} tensors that the stage changes", found=f"{len(odd)} odd, such as {odd[0]}"
+        )
+    with torch.no_grad():
+        for name, tensor in found.items():
+            own[name].copy_(tensor)
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in meta["numbers"].items()}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    trainer.optimizers[0].load_state_dict({"state": state, "param_groups": meta["groups"]})
+    for config, saved in zip(trainer.lr_scheduler_configs, meta["schedulers"], strict=True):
+        config.scheduler.load_state_dict(saved)
+    trainer.fit_loop.load_state_dict(meta["loops"])
+    trainer.datamodule.go_on_at(batches=meta["batches"])

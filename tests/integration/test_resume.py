@@ -1,0 +1,155 @@
+"""A stage that is stopped at any moment goes on as if it had not been, to the last bit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Trained
+
+from medplib.errors import InputError
+from medplib.fit import main
+from medplib.lineage import load_checkpoint
+from medplib.training import resume
+from medplib.training.resume import points_folder
+
+STEPS = 12
+
+
+def arguments(trained: Trained, out: Path, *more: str) -> list[str]:
+    return ["--config", str(trained.configs / "moe.yaml"), "--trainer.max_steps", str(STEPS), "--model.stage.output", str(out), *more]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(trained: Trained, tmp_path_factory) -> str:
+    out = tmp_path_factory.mktemp("uninterrupted") / "moe"
+    main(arguments(trained, out))
+    return load_checkpoint(out).lineage.weights_sha256
+
+
+class StoppedError(Exception):
+    """Stands for a process that dies."""
+
+
+def die_behind(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let the run die right after it has written the point of `step`."""
+    write = resume.ResumePoints._write
+
+    def write_and_die(self, trainer, module):
+        write(self, trainer, module)
+        if trainer.global_step == step:
+            raise StoppedError
+
+    monkeypatch.setattr(resume.ResumePoints, "_write", write_and_die)
+
+
+def stopped_run(trained: Trained, out: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> list[Path]:
+    with monkeypatch.context() as patch:
+        die_behind(patch, step)
+        with pytest.raises(StoppedError):
+            main(arguments(trained, out, "--resume.every", "1"))
+    return sorted(points_folder(out).iterdir())
+
+
+@pytest.mark.parametrize("step", [1, 3, 7, 11])  # inside and at the end of epochs of three batches
+def test_goes_on_bit_for_bit(trained: Trained, uninterrupted: str, tmp_path: Path, monkeypatch, step: int, caplog) -> None:
+    caplog.set_level("INFO")
+    points = stopped_run(trained, tmp_path / "moe", monkeypatch, step)
+    assert len(points) == min(step, 2)
+    main(arguments(trained, tmp_path / "moe"))
+    assert f"goes on at step {step}" in caplog.text
+    assert load_checkpoint(tmp_path / "moe").lineage.weights_sha256 == uninterrupted
+    assert not points_folder(tmp_path / "moe").exists()
+
+
+def _truncate(point: Path) -> None:
+    point.write_bytes(point.read_bytes()[:-100])
+
+
+def _empty(point: Path) -> None:
+    point.write_bytes(b"")
+
+
+def _flip(point: Path) -> None:
+    data = bytearray(point.read_bytes())
+    data[len(data) // 2] ^= 4
+    point.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [_truncate, _empty, _flip])
+def test_a_damaged_point_is_named_and_the_one_before_is_used(
+    trained: Trained, uninterrupted, tmp_path, monkeypatch, damage, caplog
+) -> None:
+    caplog.set_level("INFO")
+    newest = stopped_run(trained, tmp_path / "moe", monkeypatch, 5)[-1]
+    damage(newest)
+    (newest.parent / ".part-left-behind").write_bytes(b"half a file")
+    main(arguments(trained, tmp_path / "moe"))
+    assert f"{newest} is damaged" in caplog.text
+    assert "goes on at step 4" in caplog.text
+    assert load_checkpoint(tmp_path / "moe").lineage.weights_sha256 == uninterrupted
+
+
+def test_a_point_of_another_run_is_refused(trained: Trained, tmp_path: Path, monkeypatch) -> None:
+    stopped_run(trained, tmp_path / "moe", monkeypatch, 2)
+    with pytest.raises(InputError, match=r"--resume\.fresh"):
+        main(arguments(trained, tmp_path / "moe", "--model.stage.optim.lr", "0.002"))
+    main(arguments(trained, tmp_path / "moe", "--model.stage.optim.lr", "0.002", "--resume.fresh", "true"))
+
+
+def test_a_full_disk_does_not_end_the_run(trained: Trained, uninterrupted, tmp_path: Path, monkeypatch, caplog) -> None:
+    write = resume.write_safetensors
+
+    def full(path, tensors, *, metadata=None):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(resume, "write_safetensors", full)
+    main(arguments(trained, tmp_path / "moe", "--resume.every", "4"))
+    assert caplog.text.count("No space left on device") == 2
+    assert write is not full
+    assert load_checkpoint(tmp_path / "moe").lineage.weights_sha256 == uninterrupted
+
+
+def started(trained: Trained, out: Path) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "medplib.fit", *arguments(trained, out, "--resume.every", "1"), "--trainer.max_steps", "40"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_told_to_stop_it_writes_a_point_and_says_so(trained: Trained, tmp_path: Path) -> None:
+    process = started(trained, tmp_path / "moe")
+    deadline = time.monotonic() + 120
+    while not list(points_folder(tmp_path / "moe").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "started again, the stage goes on there" in said
+
+
+def test_killed_at_random_moments(trained: Trained, tmp_path: Path) -> None:
+    """MEDPLIB_KILLS sets how often (20 for a thorough run); points are written in every step, so some deaths fall into writing."""
+    kills, rng = int(os.environ.get("MEDPLIB_KILLS", "2")), random.Random(0)
+    main(arguments(trained, tmp_path / "whole", "--trainer.max_steps", "40"))
+    for _ in range(kills):
+        process = started(trained, tmp_path / "moe")
+        folder, before = points_folder(tmp_path / "moe"), None
+        newest = lambda folder=folder: max((p.name for p in folder.glob("step-*")), default="")  # noqa: E731
+        before = newest()
+        while newest() == before and process.poll() is None:  # past the imports
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+    main(arguments(trained, tmp_path / "moe", "--trainer.max_steps", "40"))
+    whole, found = (load_checkpoint(tmp_path / name).tensors() for name in ("whole", "moe"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
