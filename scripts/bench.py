@@ -1,19 +1,25 @@
-"""Benchmarks: python scripts/bench.py --device cpu|cuda [--only step3,step4] [--size tiny|full] [--out FILE.json]
+"""Benchmarks: python scripts/bench.py --device cpu|cuda [--only a,e,step3,step4] [--size tiny|full] [--out FILE.json]
 
+Every row is a ratio of two implementations in one process, run in turns.
+a: the mixture of experts beside one dense MLP and beside transformers' own layers.
+e: cross-entropy at labelled rows beside that of all rows.
 step3, step4: one training step of the full-size stages III and IV with random weights, beside what `medplib.plan` says: samples per second,
 share of the matrix-product roof measured in the same run, peak memory over planned memory. On a CPU the same code runs at a tiny size.
+With --out a Markdown table of the same name is written beside the JSON.
 """
 
 import argparse
 import json
 import platform
 import statistics
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
+sys.path[:0] = [str(Path(__file__).resolve().parent)]
+
 import torch
+from bench_parts import Row, interleaved, label_rows, moe_rows
 
 import medplib  # noqa: F401  (before anything that imports torchvision)
 from medplib.models.build import ModelConfig, build_model
@@ -36,21 +42,6 @@ SEG_ID = 5
 TEXT, ANSWER = 128, 2
 TARGET, STRETCH = 0.50, 0.63
 """Share of the measured roof."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One result. `ratio` is compared with `target` and `stretch` (higher is better); `details` says what was measured."""
-
-    id: str
-    name: str
-    ratio: float
-    peer: str
-    limit: float
-    target: float
-    stretch: float
-    met: bool
-    details: dict[str, float]
 
 
 def tiny(config: ModelConfig) -> ModelConfig:
@@ -134,25 +125,7 @@ def roof(device: str) -> float:
     """FLOP/s of a large bfloat16 matrix product on this device, best of several."""
     n = 8192 if device == "cuda" else 1024
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * n**3 / min(timed(lambda: a @ b, device, repeats=8))
-
-
-def timed(run: Callable[[], object], device: str, *, repeats: int) -> list[float]:
-    """Seconds of each of `repeats` runs after one that warms up."""
-    seconds = []
-    for _ in range(repeats + 1):
-        synchronise(device)
-        start = time.perf_counter()
-        run()
-        synchronise(device)
-        seconds.append(time.perf_counter() - start)
-    return seconds[1:]
-
-
-def synchronise(device: str) -> None:
-    """Wait for the accelerator."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+    return 2 * n**3 / min(interleaved({"roof": lambda: a @ b}, device=device, repeats=8)["roof"])
 
 
 def step_row(row: str, *, device: str, size: str, samples: int | None) -> Row:
@@ -180,7 +153,7 @@ def step_row(row: str, *, device: str, size: str, samples: int | None) -> Row:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     before = roof(device)
-    seconds = statistics.median(timed(step, device, repeats=5 if device == "cuda" else 2))
+    seconds = statistics.median(interleaved({"step": step}, device=device, repeats=5 if device == "cuda" else 2)["step"])
     after = roof(device)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     done = [checkpointed(work, layers) if planned.stage.checkpointing else work for work in works]
@@ -197,31 +170,48 @@ def step_row(row: str, *, device: str, size: str, samples: int | None) -> Row:
         "peak_gib": peak / 2**30,
         "peak_over_planned": peak / plan.total,
     }
-    return Row(row, f"{STAGES[row]}, {size}, one step", share, "matrix-product roof", 1.0, TARGET, STRETCH, share >= TARGET, details)
+    return Row(row, f"share of the roof in a step of {STAGES[row]}, {size}", share, "matrix product", 1.0, TARGET, STRETCH, False, details)
+
+
+def table(rows: list[Row], device: str) -> str:
+    """A Markdown table."""
+    where = f"Written by `python scripts/bench.py --out docs/benchmarks.json` on: {device}, threads: {torch.get_num_threads()}."
+    lines = ["# Benchmarks", "", where, "", "| row | what | ratio | target | stretch | met | peer |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        sign, met = "<=" if row.lower else ">=", "yes" if row.met else "no"
+        lines.append(f"| {row.id} | {row.name} | {row.ratio:.2f} | {sign} {row.target:g} | {sign} {row.stretch:g} | {met} | {row.peer} |")
+    return "\n".join(lines) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:
     """Parse the command line, run, print, write."""
+    known = ("a", "e", *STAGES)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", default="step3,step4", help="rows, separated by commas")
-    parser.add_argument("--size", choices=["tiny", "full"], help="default: full on cuda, tiny on cpu")
+    parser.add_argument("--only", default=",".join(known), help="rows, separated by commas")
+    parser.add_argument("--size", choices=["tiny", "full"], help="of the step rows; default: full on cuda, tiny on cpu")
     parser.add_argument("--samples", type=int, help="of a micro-batch; default: that of the configuration")
     parser.add_argument("--out", type=Path, help="JSON to write")
     given = parser.parse_args(arguments)
-    unknown = set(given.only.split(",")) - set(STAGES)
-    if unknown:
-        parser.error(f"unknown rows {', '.join(sorted(unknown))}; known: {', '.join(STAGES)}")
+    if unknown := set(given.only.split(",")) - set(known):
+        parser.error(f"unknown rows {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     size = given.size or ("full" if given.device == "cuda" else "tiny")
-    rows = []
-    for row in given.only.split(","):
-        rows.append(step_row(row, device=given.device, size=size, samples=given.samples))
-        print(f"{rows[-1].id}  share of roof {rows[-1].ratio:.3f}  " + "  ".join(f"{k} {v:.4g}" for k, v in rows[-1].details.items()))
+    rows: list[Row] = []
+    for name in given.only.split(","):
+        if name in STAGES:
+            rows.append(step_row(name, device=given.device, size=size, samples=given.samples))
+        else:
+            rows += {"a": moe_rows, "e": label_rows}[name](given.device)
         if given.device == "cuda":
             torch.cuda.empty_cache()
-    device = torch.cuda.get_device_name() if given.device == "cuda" else platform.machine()
+    device = torch.cuda.get_device_name() if given.device == "cuda" else f"{platform.machine()} CPU"
+    print(table(rows, device))
+    for row in rows:
+        print(row.id, "  ".join(f"{k} {v:.4g}" for k, v in row.details.items()))
     if given.out is not None:
-        given.out.write_text(json.dumps({"device": device, "torch": torch.__version__, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
+        stored = [{**asdict(row), "met": row.met} for row in rows]
+        given.out.write_text(json.dumps({"device": device, "torch": torch.__version__, "rows": stored}, indent=1) + "\n")
+        given.out.with_suffix(".md").write_text(table(rows, device))
     return rows
 
 

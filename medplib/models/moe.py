@@ -108,15 +108,26 @@ class MoEMLP(nn.Module):
         real = None if mask is None else mask.reshape(-1).nonzero().squeeze(1)
         rows_TD = flat_TD if real is None else flat_TD[real]
         weight_TK, chosen_TK = self._route(rows_TD)
-        mixed_TD = torch.zeros_like(rows_TD)
-        for index, expert in enumerate(experts):
-            token, slot = (chosen_TK == index).nonzero(as_tuple=True)
-            if len(token) or self.training:  # an unused expert still takes part in the graph, so that every rank has its gradients
-                out = expert(rows_TD[token]) * weight_TK[token, slot].unsqueeze(1).to(rows_TD.dtype)
-                mixed_TD = mixed_TD.index_add(0, token, out)
+        mixed_TD = self._mix(experts, rows_TD, weight_TK, chosen_TK)
         if real is None:
             return mixed_TD.view_as(hidden_BLD)
         return torch.zeros_like(flat_TD).index_copy(0, real, mixed_TD).view_as(hidden_BLD)
+
+    def _mix(self, experts: list[nn.Module], rows_TD: torch.Tensor, weight_TK: torch.Tensor, chosen_TK: torch.Tensor) -> torch.Tensor:
+        """Sort the choices by expert, run each expert once on its stretch of rows, put the results back: rows are copied twice in all,
+        however many experts there are.
+        """
+        order_N = chosen_TK.flatten().argsort(stable=True)  # N = T K choices
+        lengths = torch.bincount(chosen_TK.flatten(), minlength=len(experts)).tolist()
+        sorted_ND = rows_TD[order_N // self.top_k] if self.top_k > 1 else rows_TD[order_N]
+        parts = [
+            expert(stretch)  # an unused expert still takes part in the graph, so that every rank has its gradients
+            for expert, stretch in zip(experts, sorted_ND.split(lengths), strict=True)
+            if len(stretch) or self.training
+        ]
+        back_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
+        out_TKD = torch.cat(parts)[back_N].unflatten(0, chosen_TK.shape) * weight_TK.unsqueeze(-1).to(rows_TD.dtype)
+        return out_TKD[:, 0] if self.top_k == 1 else out_TKD.sum(dim=1)
 
     def _route(self, rows_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and indices (T, K) of the chosen experts."""

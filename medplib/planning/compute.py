@@ -141,7 +141,7 @@ class _Step:
     def _route(self, tokens: int, moe: MoEConfig) -> None:
         """What a mixture adds to the one expert per token that was measured: router, copies of rows, further experts.
 
-        Rows are gathered twice (real tokens, then those of an expert) and results kept for the product with their weights.
+        Rows are copied (real tokens, then in the order of the experts) and results kept for the product with their weights.
         """
         decoder = self.model.language.decoder
         layers, width = len(moe.layers or decoder.layers), self.model.language.width
@@ -149,7 +149,7 @@ class _Step:
         rows = torch.zeros(tokens, width, dtype=self.dtype, device="meta", requires_grad=True)
         self._part("", lambda: next(iter(layer.experts.values()))(rows), layer, rows)
         expert = self.done.pop()
-        copies = tokens * width * (self.dtype.itemsize * (2 + 3 * moe.top_k) + (4 if self.dtype != torch.float32 else 0))
+        copies = tokens * width * (self.dtype.itemsize * (2 + 2 * moe.top_k) + (4 if self.dtype != torch.float32 else 0))
         more = moe.top_k - 1
         router = 2 * tokens * width * len(moe.experts)
         self.done.append(

@@ -73,7 +73,8 @@ def test_published_parts_of_the_mixture():
 
 def test_every_full_size_config_is_pinned():
     used = {ROOT / file for files in PINNED for file in files}
-    assert {file for folder in ("stages", "parts") for file in (ROOT / folder).glob("*.yaml")} <= used
+    shipped = {file for folder in ("stages", "parts") for file in (ROOT / folder).glob("*.yaml")}
+    assert {file for file in shipped if not file.name.startswith("strategy_")} <= used  # which change no size
 
 
 def test_a_parent_from_nowhere_is_named(tmp_path):
