@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import medplib  # noqa: F401, I001  (before anything that imports torchvision)
+import medplib  # noqa: F401  (before anything that imports torchvision)
+
+# isort: split
 import torch
 from torch.nn import functional
 from transformers import LlamaConfig, MixtralConfig
