@@ -72,14 +72,14 @@ def make_plan(
     stage, config = planned.stage, planned.model
     rows = config.language.vocab_size if config.language is not None else vocab_size or 1
     model = empty_model(stage, config, vocab_size=rows)
-    parts = count_parameters(model, stage)
+    parts = count_parameters(model)
     layers = len(model.language.decoder.layers) if model.language is not None else 0
     blocks = [model.language.decoder.layers[0], model.language.head] if layers else [model.grounder.image_encoder]
     block = max(sum(p.numel() for p in module.parameters()) for module in blocks)
     samples = batch_size or int(planned.data.get("batch_size", 16))
     dtype = torch.bfloat16 if "bf16" in str(planned.trainer.get("precision", "")) else torch.float32
     works = measure_step(model, config, Load(samples=samples, text_tokens=text_tokens), dtype=dtype, with_masks=stage.losses.needs_masks)
-    weights = Weights(sum(p.total for p in parts), sum(p.held for p in parts), block)
+    weights = Weights(sum(p.total for p in parts), sum(p.trained for p in parts), block)
     frozen = 2 if stage.frozen_dtype == "bfloat16" else 4
     memory = [
         rank_memory(weights, works, strategy=s, ranks=n, checkpointing=c, frozen_bytes=frozen, layers=layers)

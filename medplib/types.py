@@ -203,6 +203,7 @@ class RouterStats:
 
     probs: torch.Tensor  # (layers, tokens, experts) float32
     chosen: torch.Tensor  # (layers, tokens, top_k) int64
+    squared_sums: torch.Tensor  # (layers,) float32, mean over tokens of (log sum exp of the logits)^2
 
 
 @dataclass(frozen=True)

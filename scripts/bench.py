@@ -2,7 +2,10 @@
 
 Every row is a ratio of two implementations in one process, run in turns.
 a: the mixture of experts beside one dense MLP and beside transformers' own layers.
+d: several questions about one image in one sequence beside a sequence each.
 e: cross-entropy at labelled rows beside that of all rows.
+f: answers with masks, a batch beside one sample at a time.
+j: how long commands take to start; k: bytes of a resume point.
 step3, step4: one training step of the full-size stages III and IV with random weights, beside what `medplib.plan` says: samples per second,
 share of the matrix-product roof measured in the same run, peak memory over planned memory. On a CPU the same code runs at a tiny size.
 With --out a Markdown table of the same name is written beside the JSON.
@@ -20,6 +23,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 import torch
 from bench_parts import Row, interleaved, label_rows, moe_rows
+from bench_whole import answer_rows, prefix_rows, size_rows, start_rows
 
 import medplib  # noqa: F401  (before anything that imports torchvision)
 from medplib.models.build import ModelConfig, build_model
@@ -74,7 +78,7 @@ def random_model(planned: PlannedStage, config: ModelConfig, device: str) -> Med
             add_lora(model, planned.stage.lora)
     finally:
         torch.set_default_dtype(before)
-    choose_trained(model, planned.stage, seg_row=SEG_ID)
+    choose_trained(model, planned.stage, seg_id=SEG_ID)
     cast_frozen(model, torch.bfloat16)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad or ".router." in name:
@@ -134,9 +138,9 @@ def step_row(row: str, *, device: str, size: str, samples: int | None) -> Row:
     config = tiny(planned.model) if size == "tiny" else planned.model
     samples = samples or (2 if size == "tiny" else int(planned.data["batch_size"]))
     empty = empty_model(planned.stage, config, vocab_size=config.language.vocab_size)
-    parts, layers = count_parameters(empty, planned.stage), len(empty.language.decoder.layers)
+    parts, layers = count_parameters(empty), len(empty.language.decoder.layers)
     works = measure_step(empty, config, Load(samples, TEXT, ANSWER), dtype=torch.bfloat16, with_masks=True)
-    counts = Weights(sum(p.total for p in parts), sum(p.held for p in parts), 0)
+    counts = Weights(sum(p.total for p in parts), sum(p.trained for p in parts), 0)
     plan = rank_memory(counts, works, strategy="none", ranks=1, checkpointing=planned.stage.checkpointing, frozen_bytes=2, layers=layers)
     torch.manual_seed(0)
     model, batch = random_model(planned, config, device), random_batch(config, samples, device)
@@ -173,6 +177,19 @@ def step_row(row: str, *, device: str, size: str, samples: int | None) -> Row:
     return Row(row, f"share of the roof in a step of {STAGES[row]}, {size}", share, "matrix product", 1.0, TARGET, STRETCH, False, details)
 
 
+def _answers(device: str) -> list[Row]:
+    """Row f on the tiny model of stage IV."""
+    planned = plan_stage([ROOT / "configs" / "stages" / "stage4_moe.yaml"], vocab_size=None)
+    config = tiny(planned.model)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = build_model(config, vocab_size=config.language.vocab_size)
+    return answer_rows(model, random_batch(config, 16, device), device)
+
+
+PARTS = {"a": moe_rows, "d": prefix_rows, "e": label_rows, "f": _answers, "j": start_rows, "k": size_rows}
+
+
 def table(rows: list[Row], device: str) -> str:
     """A Markdown table."""
     where = f"Written by `python scripts/bench.py --out docs/benchmarks.json` on: {device}, threads: {torch.get_num_threads()}."
@@ -185,7 +202,7 @@ def table(rows: list[Row], device: str) -> str:
 
 def main(arguments: list[str] | None = None) -> list[Row]:
     """Parse the command line, run, print, write."""
-    known = ("a", "e", *STAGES)
+    known = (*PARTS, *STAGES)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", default=",".join(known), help="rows, separated by commas")
@@ -201,7 +218,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         if name in STAGES:
             rows.append(step_row(name, device=given.device, size=size, samples=given.samples))
         else:
-            rows += {"a": moe_rows, "e": label_rows}[name](given.device)
+            rows += PARTS[name](given.device)
         if given.device == "cuda":
             torch.cuda.empty_cache()
     device = torch.cuda.get_device_name() if given.device == "cuda" else f"{platform.machine()} CPU"

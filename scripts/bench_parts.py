@@ -60,7 +60,7 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _ratio(seconds: dict[str, list[float]], above: str, below: str) -> tuple[float, dict[str, float]]:
+def median_ratio(seconds: dict[str, list[float]], above: str, below: str) -> tuple[float, dict[str, float]]:
     """Median over turns of the ratio of neighbours; machines drift less between neighbours than over a row."""
     pairs = [a / b for a, b in zip(seconds[above], seconds[below], strict=True)]
     return statistics.median(pairs), {
@@ -111,7 +111,7 @@ def moe_rows(device: str) -> list[Row]:
         assert torch.allclose(forced, next(iter(layer.experts.values()))(x)), "a forced expert is not its MLP"
         start = _starting(routing, device)
         seconds = interleaved({"mixture": _backward(layer, x, start), "dense": _backward(dense, x)}, device=device)
-        ratio, details = _ratio(seconds, "mixture", "dense")
+        ratio, details = median_ratio(seconds, "mixture", "dense")
         name = f"mixture of {experts} over dense MLP, equal arithmetic{', 90 % to one' if skewed else ''}"
         rows.append(Row(f"a{experts}{'s' if skewed else ''}", name, ratio, "LlamaMLP", 1.0, target, stretch, True, details))
     return rows + [_peer_row(kind, device, x) for kind in ("eager", "grouped_mm")]
@@ -139,7 +139,7 @@ def _peer_row(kind: str, device: str, x: torch.Tensor) -> Row:
     for parameter in peer.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     seconds = interleaved({"peer": _backward(peer, x), "mixture": _backward(layer, x, _starting(routing, device))}, device=device)
-    ratio, details = _ratio(seconds, "peer", "mixture")
+    ratio, details = median_ratio(seconds, "peer", "mixture")
     target = 10.0 if kind == "eager" else 1.0
     return Row(
         f"a32_{kind}",
@@ -173,7 +173,7 @@ def label_rows(device: str) -> list[Row]:
 
     assert torch.allclose(all_rows(), labelled(), atol=1e-5), "the two losses differ"
     seconds = interleaved({"all": lambda: all_rows().backward(), "labelled": lambda: labelled().backward()}, device=device, repeats=3)
-    ratio, details = _ratio(seconds, "all", "labelled")
+    ratio, details = median_ratio(seconds, "all", "labelled")
     memory = _kept(all_rows, head) / _kept(labelled, head)
     name = "cross-entropy of all rows over labelled rows, 5 % labelled"
     return [

@@ -23,13 +23,13 @@ from medplib.errors import InputError
 from medplib.lineage import CONFIG, TOKENIZER, WEIGHTS, Checkpoint, Lineage, SourceStamp, save_checkpoint, sha256_file
 from medplib.models.bridge import BUFFERS, our_names, published_layout, published_name
 from medplib.models.build import ModelConfig, build_model
+from medplib.models.language import TOKEN_TABLES
 from medplib.models.projector import ProjectorConfig
 from medplib.paths import new_folder
 from medplib.tensorfiles import StoredTensor, open_tensors, shard_plan, write_safetensors
 
 KEPT = "published"
 SHARD_BYTES = 5 * 10**9
-TOKEN_TABLES = ("language.model.model.embed_tokens.weight", "language.model.lm_head.weight")
 LLAVA_LACKS = ("region.", "seg_projector.", "grounder.")
 """Parts that a LLaVA checkpoint does not have; stages that start from it take them elsewhere or list them as fresh."""
 _PUBLISHED_EXTRAS = ("tokenizer.model",)

@@ -10,6 +10,9 @@ from torch import nn
 
 from medplib.models.moe import MoEConfig, Routing, install_experts
 
+TOKEN_TABLES = ("language.model.model.embed_tokens.weight", "language.model.lm_head.weight")
+"""Names of embedding and head among the weights of a model."""
+
 _WORD_SCALE = 0.3
 """Deviation of fresh word embeddings: of the size of what a layer adds to them."""
 
@@ -36,6 +39,31 @@ class LanguageConfig:
     moe: MoEConfig | None = None
 
 
+class TokenRows(nn.Module):
+    """Rows of the embedding and of the head that train while the tables stay: two vectors per token instead of two tables.
+
+    Args:
+        ids: the tokens.
+        embeddings, head: the tables; their rows are where training starts.
+    """
+
+    def __init__(self, ids: tuple[int, ...], embeddings: nn.Embedding, head: nn.Linear) -> None:
+        super().__init__()
+        self.ids = ids
+        self.embedding, self.head = (nn.Parameter(table.weight.detach()[list(ids)].clone()) for table in (embeddings, head))
+
+    def forward(self, embeds: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings (..., L, D) of ids (..., L) with those of the tokens put in their places."""
+        for row, token in zip(self.embedding.to(embeds.dtype), self.ids, strict=True):
+            embeds = torch.where((ids == token).unsqueeze(-1), row, embeds)
+        return embeds
+
+    def logits(self, logits: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """Logits (..., V) of states (..., D) with those of the tokens put in their places."""
+        columns = torch.tensor(self.ids, device=logits.device)
+        return logits.index_copy(-1, columns, nn.functional.linear(states, self.head.to(states.dtype)).to(logits.dtype))
+
+
 class LanguageModel(nn.Module):
     """Wraps a causal LM. `width` is D, `vocab_size` V."""
 
@@ -46,6 +74,7 @@ class LanguageModel(nn.Module):
             self.model.resize_token_embeddings(config.vocab_size, mean_resizing=False)
         self.width, self.vocab_size = self.model.config.hidden_size, config.vocab_size
         self.routing = Routing()
+        self.rows: TokenRows | None = None
         self.expert_names = config.moe.experts if config.moe else ()
         self.expert_of_task = {task: self.expert_names.index(name) for task, name in config.moe.tasks.items()} if config.moe else {}
         if config.moe is not None:
@@ -66,6 +95,10 @@ class LanguageModel(nn.Module):
         """The input embedding (V, D)."""
         return self.model.get_input_embeddings()
 
+    def train_rows(self, ids: tuple[int, ...]) -> None:
+        """Give the rows of these tokens parameters of their own; folded into the tables when the stage is written."""
+        self.rows = TokenRows(ids, self.embeddings, self.head)
+
     def recompute_layers(self) -> None:
         """From now on keep only the inputs of the layers in training and compute the rest again on the way back."""
         enable = getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
@@ -73,7 +106,8 @@ class LanguageModel(nn.Module):
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (..., L) -> (..., L, D); negative placeholders give row 0, to be overwritten."""
-        return self.embeddings(ids.clamp(min=0))
+        embeds = self.embeddings(ids.clamp(min=0))
+        return embeds if self.rows is None else self.rows(embeds, ids)
 
     def hidden(
         self,
@@ -103,7 +137,8 @@ class LanguageModel(nn.Module):
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """States (..., D) -> logits (..., V) in float32."""
-        return self.head(states).float()
+        logits = self.head(states)
+        return (logits if self.rows is None else self.rows.logits(logits, states)).float()
 
 
 def _causal_lm(config: LanguageConfig) -> nn.Module:

@@ -57,19 +57,22 @@ class Routing:
     forced: int | None = None
     probs: list[torch.Tensor] = field(default_factory=list)
     chosen: list[torch.Tensor] = field(default_factory=list)
+    squared_sums: list[torch.Tensor] = field(default_factory=list)
 
     def start(self, token_mask: torch.Tensor | None) -> None:
         """Begin a forward over the tokens of `token_mask`."""
         self.token_mask = token_mask
-        self.probs, self.chosen = [], []
+        self.probs, self.chosen, self.squared_sums = [], [], []
 
     def stats(self) -> RouterStats | None:
         """The statistics of the forward that just ended; None when an expert was forced or no layer routes."""
-        return RouterStats(torch.stack(self.probs), torch.stack(self.chosen)) if self.probs else None
+        if not self.probs:
+            return None
+        return RouterStats(torch.stack(self.probs), torch.stack(self.chosen), torch.stack(self.squared_sums))
 
 
 class Router(nn.Linear):
-    """Rows (T, D) -> probabilities of experts (T, E), in float32 whatever the type of rows, weights and autocast."""
+    """Rows (T, D) -> logits of experts (T, E), in float32 whatever the type of rows, weights and autocast."""
 
     def __init__(self, width: int, experts: int) -> None:
         super().__init__(width, experts, bias=False, dtype=torch.float32)
@@ -78,7 +81,7 @@ class Router(nn.Linear):
     def forward(self, rows_TD: torch.Tensor) -> torch.Tensor:
         """See the class."""
         with full_precision(rows_TD.device):
-            return nn.functional.linear(rows_TD.float(), self.weight.float()).softmax(dim=-1)
+            return nn.functional.linear(rows_TD.float(), self.weight.float())
 
 
 class MoEMLP(nn.Module):
@@ -131,10 +134,12 @@ class MoEMLP(nn.Module):
 
     def _route(self, rows_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and indices (T, K) of the chosen experts."""
-        probs_TE = self.router(rows_TD)
+        logits_TE = self.router(rows_TD)
+        probs_TE = logits_TE.softmax(dim=-1)
         weight_TK, chosen_TK = probs_TE.topk(self.top_k, dim=-1)
         self.routing.probs.append(probs_TE)
         self.routing.chosen.append(chosen_TK)
+        self.routing.squared_sums.append(logits_TE.logsumexp(dim=-1).square().mean())
         if self.gate == "renormalised":
             if self.top_k == 1:
                 weight_TK = weight_TK + (1 - weight_TK).detach()
@@ -206,3 +211,8 @@ def load_balancing_loss(stats: RouterStats) -> torch.Tensor:
     experts = stats.probs.shape[-1]
     share_LE = torch.nn.functional.one_hot(stats.chosen, experts).float().mean(dim=(1, 2))
     return experts * (stats.probs.mean(dim=1) * share_LE).sum(dim=-1).mean()
+
+
+def router_z_loss(stats: RouterStats) -> torch.Tensor:
+    """Mean over layers and tokens of the squared logarithm of the sum of exponentials (ST-MoE, arXiv 2202.08906): keeps logits small."""
+    return stats.squared_sums.mean()

@@ -21,10 +21,10 @@ MARGIN = 0.92
 
 @dataclass(frozen=True)
 class Weights:
-    """Numbers of parameters: all, those that the optimiser holds, those of the largest block that ZeRO-3 gathers at a time."""
+    """Numbers of parameters: all, those that train, those of the largest block that ZeRO-3 gathers at a time."""
 
     total: int
-    held: int
+    trained: int
     block: int
 
 
@@ -68,12 +68,12 @@ def rank_memory(
     """
     activations = sum(checkpointed(work, layers).saved if checkpointing else work.saved for work in works)
     if strategy == "none":
-        stored = frozen_bytes * (weights.total - weights.held) + 4 * weights.held
-        return RankMemory(strategy, ranks, checkpointing, stored, 4 * weights.held, 8 * weights.held, activations)
+        stored = frozen_bytes * (weights.total - weights.trained) + 4 * weights.trained
+        return RankMemory(strategy, ranks, checkpointing, stored, 4 * weights.trained, 8 * weights.trained, activations)
     level = STRATEGIES.index(strategy)
     stored = 2 * weights.total / ranks + 2 * weights.block if level >= 3 else 2 * weights.total
-    gradients = 2 * weights.held / (ranks if level >= 2 else 1)
-    return RankMemory(strategy, ranks, checkpointing, stored, gradients, 12 * weights.held / ranks, activations)
+    gradients = 2 * weights.trained / (ranks if level >= 2 else 1)
+    return RankMemory(strategy, ranks, checkpointing, stored, gradients, 12 * weights.trained / ranks, activations)
 
 
 def checkpointed(work: Work, layers: int) -> Work:

@@ -17,13 +17,11 @@ from medplib.training.trainable import choose_trained
 
 @dataclass(frozen=True)
 class PartCount:
-    """Parameters of one part, and how many of them train. Rows of token tables count as the rows they are."""
+    """Parameters of one part, and how many of them train."""
 
     part: str
     total: int
     trained: int
-    held: int
-    """How many are held by the optimiser: whole tables where single rows train."""
 
 
 def empty_model(stage: StageConfig, config: ModelConfig, *, vocab_size: int) -> MedPLIB:
@@ -32,20 +30,17 @@ def empty_model(stage: StageConfig, config: ModelConfig, *, vocab_size: int) -> 
         model = build_model(config, vocab_size=vocab_size)
         if stage.lora is not None:
             add_lora(model, stage.lora)
-    choose_trained(model, stage, seg_row=0)
+        choose_trained(model, stage, seg_id=0)
     return model
 
 
-def count_parameters(model: MedPLIB, stage: StageConfig) -> list[PartCount]:
-    """One row per part in the order of the model; adapters are a part of their own."""
-    totals: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    whole = set(stage.train)
+def count_parameters(model: MedPLIB) -> list[PartCount]:
+    """One row per part in the order of the model; adapters and token rows are parts of their own."""
+    totals: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for name, parameter in model.named_parameters():
         part = part_of(name)
         count = totals[part]
         count[0] += parameter.numel()
         if parameter.requires_grad:
-            rows_only = stage.train_token_rows and part in ("language.embeddings", "language.head") and not whole & {part, "language"}
-            count[1] += parameter.shape[1] if rows_only else parameter.numel()
-            count[2] += parameter.numel()
+            count[1] += parameter.numel()
     return [PartCount(part, *counts) for part, counts in totals.items()]

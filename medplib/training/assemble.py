@@ -13,6 +13,7 @@ from medplib.config import from_dict
 from medplib.errors import InputError
 from medplib.lineage import TOKENIZER, Checkpoint, Lineage, load_checkpoint
 from medplib.models.build import ModelConfig, build_model
+from medplib.models.language import TOKEN_TABLES
 from medplib.models.load import check_keys, load_model
 from medplib.models.medplib import MedPLIB
 from medplib.models.vision import VisionConfig
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MLP = re.compile(r"^(language\.model\.model\.layers\.(\d+)\.mlp\.)(.+)$")
-TOKEN_TABLES = ("language.model.model.embed_tokens.weight", "language.model.lm_head.weight")
 
 
 @dataclass(frozen=True)

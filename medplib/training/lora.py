@@ -10,6 +10,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from medplib.errors import InputError
+from medplib.models.language import TOKEN_TABLES
 from medplib.models.medplib import MedPLIB
 from medplib.tensorfiles import StoredTensor
 from medplib.training.stage import LoraOptions
@@ -34,16 +35,18 @@ def add_lora(model: MedPLIB, options: LoraOptions) -> None:
     inject_adapter_in_model(config, language.model, adapter_name=ADAPTER)
 
 
-def merged(state: dict[str, torch.Tensor], options: LoraOptions | None) -> dict[str, StoredTensor]:
-    """Weights of a model with adapters -> weights under plain names, every adapter folded into its layer (in float32) when it is read.
+def merged(state: dict[str, torch.Tensor], options: LoraOptions | None, *, rows: tuple[int, ...] = ()) -> dict[str, StoredTensor]:
+    """Weights of a model in training -> weights under plain names: every adapter folded into its layer (in float32) when it is read, token
+    rows put into their tables.
 
     Args:
         state: name -> tensor; names as peft gives them.
         options: of the adapters; None = there are none.
+        rows: tokens whose rows are parameters of their own.
     """
+    state, plain = _with_rows(state, rows), {}
     if options is None:
         return {name: StoredTensor.of(tensor) for name, tensor in state.items()}
-    plain = {}
     for name, tensor in state.items():
         if _ADAPTER.search(name):
             continue
@@ -55,6 +58,14 @@ def merged(state: dict[str, torch.Tensor], options: LoraOptions | None) -> dict[
         folded = partial(_folded, tensor, down, up, options.alpha / options.r)
         plain[f"{before}.{after}"] = StoredTensor(tensor.dtype, tuple(tensor.shape), folded)
     return plain
+
+
+def _with_rows(state: dict[str, torch.Tensor], rows: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    whole = {name: tensor for name, tensor in state.items() if not name.startswith("language.rows.")}
+    for table, kind in zip(TOKEN_TABLES, ("embedding", "head"), strict=True) if rows else ():
+        whole[table] = whole[table].clone()
+        whole[table][list(rows)] = state[f"language.rows.{kind}"].to(whole[table])
+    return whole
 
 
 def _folded(base: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:

@@ -38,6 +38,7 @@ class LossWeights:
     distill: float = 0.0
     contrastive: float = 0.0
     router: float = 0.0
+    router_z: float = 0.0
     router_task: float = 0.0
     mask_share: float = 1.0
 
@@ -53,8 +54,8 @@ class LossTerms:
 
     `lm` averages over all answer tokens; `answer` first inside each answer and then over answers, so that a "yes" counts as much as a
     description of forty words, beside which its gradient would be lost. `decision` is the cross-entropy of the one token that chooses
-    between `<SEG>` and a refusal; `lm` contains it, diluted by all others. `router` balances the experts, `router_task` draws the words of
-    a task to the expert that the mixture's configuration names for it.
+    between `<SEG>` and a refusal; `lm` contains it, diluted by all others. `router` balances the experts, `router_z` keeps the
+    logits of the router small, `router_task` draws the words of a task to the expert that the mixture's configuration names for it.
     """
 
     lm: torch.Tensor | None = None
@@ -68,6 +69,7 @@ class LossTerms:
     distill: torch.Tensor | None = None
     contrastive: torch.Tensor | None = None
     router: torch.Tensor | None = None
+    router_z: torch.Tensor | None = None
     router_task: torch.Tensor | None = None
 
     def items(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -44,7 +44,7 @@ class StageModule(L.LightningModule):
         self.objective = OBJECTIVES[stage.objective]
         if stage.lora is not None:
             add_lora(self.model, stage.lora)
-        self.trained = choose_trained(self.model, stage, seg_row=self.tokenizer.convert_tokens_to_ids(SEG))
+        self.trained = choose_trained(self.model, stage, seg_id=self.tokenizer.convert_tokens_to_ids(SEG))
         if stage.frozen_dtype != "float32":
             cast_frozen(self.model, getattr(torch, stage.frozen_dtype))
         if stage.checkpointing and self.model.language is not None:
@@ -133,6 +133,9 @@ class StageModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log what was gathered."""
+        experts = self.model.language.expert_names if self.model.language is not None else ()
+        for name in self.scores.starved(experts):
+            log.warning("expert '%s' gets almost no token of any task: the router may have collapsed (losses.router balances it)", name)
         figures, self.previewed = self.scores.finish(), False
         self.log_dict({f"val/{name}": value for name, value in figures.items()}, rank_zero_only=True)
         self.val_figures = figures
@@ -146,6 +149,7 @@ class StageModule(L.LightningModule):
             run_sha256: hash of the configuration that was run.
             weights: of the model, where a strategy holds them elsewhere; None = as they are here.
         """
+        rows = self.model.language.rows if self.model.language is not None else None
         lineage = Lineage(
             stage=self.stage.name,
             trained=self.trained,
@@ -159,7 +163,7 @@ class StageModule(L.LightningModule):
         )
         return save_checkpoint(
             Path(self.stage.output),
-            tensors=merged(self.model.state_dict() if weights is None else weights, self.stage.lora),
+            tensors=merged(self.model.state_dict() if weights is None else weights, self.stage.lora, rows=rows.ids if rows else ()),
             config={"model": asdict(self.config)},
             save_tokenizer=self.tokenizer.save_pretrained,
             lineage=lineage,

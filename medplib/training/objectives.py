@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from medplib.models.geometry import published_unpad_resize, valid_mask
 from medplib.models.language import prefix_mask
 from medplib.models.medplib import MedPLIB
-from medplib.models.moe import load_balancing_loss, task_routing_loss
+from medplib.models.moe import load_balancing_loss, router_z_loss, task_routing_loss
 from medplib.tokens import IGNORE_LABEL
 from medplib.training import losses, ranks
 from medplib.training.losses import LossTerms, LossWeights
@@ -49,6 +49,8 @@ def conversation(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerm
         terms = replace(terms, distill=(out.target_prompts - wanted).square().sum() / size.clamp(min=1e-6))
     if out.router is not None and weights.router:
         terms = replace(terms, router=load_balancing_loss(out.router))
+    if out.router is not None and weights.router_z:
+        terms = replace(terms, router_z=router_z_loss(out.router))
     if out.router is not None and weights.router_task:
         wanted = _expert_of_token(batch, model.language.expert_of_task)
         terms = replace(terms, router_task=ranks.balanced_over_ranks(*task_routing_loss(out.router, wanted), together=model.training))

@@ -13,6 +13,7 @@ PARTS: dict[str, re.Pattern[str]] = {
     name: re.compile(pattern)
     for name, pattern in {
         "lora": r"\.lora_[AB]\.",
+        "token_rows": r"^language\.rows\.",
         "router": _LAYER + r"mlp\.router\.",
         "language.embeddings": r"^language\.model\.model\.embed_tokens\.",
         "language.head": r"^language\.model\.lm_head\.",

@@ -140,5 +140,7 @@ class StageConfig:
                 found=", ".join(self.init.experts) or "none",
                 remedy="name them under model.stage.init.experts",
             )
+        if self.train_token_rows and (both := sorted({"language", "language.embeddings", "language.head"} & set(self.train))):
+            raise InputError(where=f"{where}: train_token_rows", expected="tables that do not train as a whole", found=f"train: {both[0]}")
         if not self.train and self.lora is None and not self.train_token_rows:
             raise InputError(where=f"{where}: train", expected="something to train", found="nothing")

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from medplib.errors import InputError
 from medplib.models.medplib import MedPLIB
-from medplib.training.assemble import TOKEN_TABLES
 from medplib.training.parts import covers, part_of
 from medplib.training.stage import StageConfig
 
-TOKEN_ROWS = "token_rows"
-"""Stands among the trained parts for rows of the tables of tokens."""
 
-
-def choose_trained(model: MedPLIB, stage: StageConfig, *, seg_row: int) -> tuple[str, ...]:
+def choose_trained(model: MedPLIB, stage: StageConfig, *, seg_id: int) -> tuple[str, ...]:
     """Set requires_grad by part; returns the parts that train.
 
     Args:
         model: with the adapters of the stage added.
         stage: what trains.
-        seg_row: id of `<SEG>`, whose rows `train_token_rows` means; gradients of all other rows are stopped.
+        seg_id: id of `<SEG>`, whose rows `train_token_rows` means; they become parameters of their own.
 
     Raises:
         InputError: a part that the model does not have.
     """
+    if stage.train_token_rows:
+        model.language.train_rows((seg_id,))
     found: set[str] = set()
     for name, parameter in model.named_parameters():
         part = part_of(name)
-        train = any(covers(group, part) for group in stage.train) or part == "lora"
+        train = any(covers(group, part) for group in stage.train) or part in ("lora", "token_rows")
         parameter.requires_grad_(train)
         if train:
             found.add(part)
-        elif stage.train_token_rows and name in TOKEN_TABLES:
-            parameter.requires_grad_(True)
-            parameter.register_hook(_only_row(seg_row))
-            found.add(TOKEN_ROWS)
     silent = [g for g in stage.train if not any(covers(g, part) for part in found)]
     if silent:
         raise InputError(where=f"stage '{stage.name}': train", expected="parts that the model has", found=", ".join(silent))
@@ -49,14 +41,3 @@ def cast_frozen(model: MedPLIB, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and part_of(name) != "router":
             parameter.data = parameter.data.to(dtype)
-
-
-def _only_row(row: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A gradient hook that keeps one row of a table and stops all others."""
-
-    def keep(gradient: torch.Tensor) -> torch.Tensor:
-        kept = torch.zeros_like(gradient)
-        kept[row] = gradient[row]
-        return kept
-
-    return keep

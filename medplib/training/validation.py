@@ -13,6 +13,8 @@ from medplib.training.losses import LossTerms
 from medplib.training.ranks import TERMS, count_items, world_size
 from medplib.types import Batch, GroundingOutput, ModelOutput
 
+STARVED = 0.01
+
 
 class ValidationScores:
     """Running means by name, weighted by how many items each stands for; emptied by `finish`."""
@@ -78,6 +80,12 @@ class ValidationScores:
             for index, name in enumerate(expert_names):
                 share = (out.router.chosen[:, mine] == index).float().mean()
                 self.add(f"router/{records[0].meta.task}/{name}", float(share), 1)
+
+    def starved(self, expert_names: tuple[str, ...]) -> list[str]:
+        """Experts that get less than STARVED of the tokens of every task: the router has collapsed, or is about to."""
+        found = {name: self._sum[name] / self._count[name] for name in self._sum if name.startswith("router/")}
+        shares = {expert: [share for name, share in found.items() if name.endswith(f"/{expert}")] for expert in expert_names}
+        return [expert for expert, own in shares.items() if own and max(own) < STARVED]
 
     def finish(self) -> dict[str, float]:
         """The means over what all ranks have seen; starts afresh."""

@@ -203,5 +203,5 @@ def gating_rows() -> Iterator[Row]:
         combined = torch.zeros_like(probs).scatter(1, chosen, weight * kept)
         yield Row(item, "combine weights", difference(combined, expected["combine_per_token_expert"]), 1e-6, 1e-6)
         # The published balancing loss looks at first choices only.
-        balancing = load_balancing_loss(RouterStats(probs[None], chosen[None, :, :1]))
+        balancing = load_balancing_loss(RouterStats(probs[None], chosen[None, :, :1], torch.zeros(1)))
         yield Row(item, "balancing loss", difference(balancing[None], expected["l_aux"]), 1e-6, 1e-6)

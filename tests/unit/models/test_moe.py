@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from medplib.errors import InputError
-from medplib.models.moe import MoEConfig, MoEMLP, Routing, forced_expert, load_balancing_loss, task_routing_loss
+from medplib.models.moe import MoEConfig, MoEMLP, Routing, forced_expert, load_balancing_loss, router_z_loss, task_routing_loss
 from medplib.training.ranks import balanced_over_ranks
 from medplib.types import RouterStats
 
@@ -75,8 +75,8 @@ def test_router_and_every_expert_get_gradients(gate: str) -> None:
 def test_load_balancing_loss() -> None:
     from medplib.types import RouterStats
 
-    even = RouterStats(torch.full((1, 4, 2), 0.5), torch.tensor([[[0], [1], [0], [1]]]))
-    skewed = RouterStats(torch.tensor([[[1.0, 0.0]] * 4]), torch.zeros(1, 4, 1, dtype=torch.int64))
+    even = RouterStats(torch.full((1, 4, 2), 0.5), torch.tensor([[[0], [1], [0], [1]]]), torch.zeros(1))
+    skewed = RouterStats(torch.tensor([[[1.0, 0.0]] * 4]), torch.zeros(1, 4, 1, dtype=torch.int64), torch.zeros(1))
     assert float(load_balancing_loss(even)) == pytest.approx(1.0)
     assert float(load_balancing_loss(skewed)) == pytest.approx(2.0)
 
@@ -91,10 +91,20 @@ def test_load_balancing_loss() -> None:
     ],
 )
 def test_task_routing_loss(wanted: list[int], loss: float) -> None:
-    stats = RouterStats(torch.tensor([[[0.8, 0.2], [0.7, 0.3], [0.4, 0.6]]]), torch.zeros(1, 3, 1, dtype=torch.int64))
+    stats = RouterStats(torch.tensor([[[0.8, 0.2], [0.7, 0.3], [0.4, 0.6]]]), torch.zeros(1, 3, 1, dtype=torch.int64), torch.zeros(1))
     assert float(balanced_over_ranks(*task_routing_loss(stats, torch.tensor(wanted)))) == pytest.approx(loss, abs=1e-6)
 
 
 def test_tasks_name_experts() -> None:
     with pytest.raises(InputError, match=r"moe\.tasks.*found segment"):
         MoEConfig(experts=("grounding", "vl"), tasks={"grounding": "segment"})
+
+
+def test_z_loss_is_that_of_the_logits() -> None:
+    routing = Routing()
+    layer = MoEMLP(experts={name: nn.Linear(8, 8) for name in ("a", "b")}, config=MoEConfig(experts=("a", "b")), width=8, routing=routing)
+    rows = torch.randn(1, 5, 8)
+    routing.start(None)
+    layer(rows)
+    logits = rows[0] @ layer.router.weight.T
+    assert float(router_z_loss(routing.stats())) == pytest.approx(float(logits.exp().sum(-1).log().square().mean()), rel=1e-5)

@@ -71,9 +71,9 @@ def test_a_planned_step_is_the_real_one(trained, name):
         samples=samples, text_tokens=length - module.config.image_tokens, answer_tokens=answers, masks=max(1, len(batch.names) // samples)
     )
     model = empty_model(module.stage, module.config, vocab_size=len(module.tokenizer))
-    parts = count_parameters(model, module.stage)
+    parts = count_parameters(model)
     assert sum(part.total for part in parts) == sum(p.numel() for p in module.model.parameters())
-    assert sum(part.held for part in parts) == sum(p.numel() for p in module.model.parameters() if p.requires_grad)
+    assert sum(part.trained for part in parts) == sum(p.numel() for p in module.model.parameters() if p.requires_grad)
     works = measure_step(model, module.config, load, dtype=torch.float32, with_masks=module.stage.losses.needs_masks)
     # Ten percent where the plan has every part; words that carry evidence and regions, which it leaves out, weigh only at toy size.
     assert sum(w.forward + w.backward for w in works) == pytest.approx(flops, rel=0.1)
@@ -92,7 +92,7 @@ def test_the_command_says_what_fits_and_what_does_not():
 
 
 def test_memory_is_split_as_zero_says():
-    weights = Weights(total=1000, held=100, block=50)
+    weights = Weights(total=1000, trained=100, block=50)
     rows = {
         s: rank_memory(weights, [], strategy=s, ranks=4, checkpointing=False, frozen_bytes=2, layers=2)
         for s in ("none", "ZeRO-1", "ZeRO-2", "ZeRO-3")

@@ -1,0 +1,153 @@
+"""Rows of scripts/bench.py about whole steps: shared image prefix, batched answers, start of a command, size of a resume point."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import medplib  # noqa: F401  (before anything that imports torchvision)
+
+# isort: split
+import torch
+from bench_parts import Row, interleaved, median_ratio
+from torch.nn import functional
+
+from medplib.inference.generate import generate
+from medplib.models.language import LanguageConfig, LanguageModel, prefix_mask
+from medplib.models.medplib import MedPLIB
+from medplib.plan import make_plan
+from medplib.types import Batch
+
+PREFIX, QUESTION, ANSWER = 620, 60, 8
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def prefix_rows(device: str) -> list[Row]:
+    """Training on Q questions of one image: one sequence with a shared prefix beside Q sequences with a prefix each."""
+    torch.manual_seed(0)
+    language = LanguageModel(LanguageConfig(hidden_size=256, layers=4, heads=4, mlp_size=704, vocab_size=512)).to(device)
+    rows = []
+    for questions, target in ((1, 0.97), (2, 0.85), (4, 0.85), (8, 0.85)):
+        ids = torch.randint(512, (PREFIX + questions * QUESTION,), device=device)
+        packed, apart = _packed(language, ids, questions), _apart(language, ids, questions)
+        assert torch.allclose(packed(), apart(), atol=1e-5), "the losses per question differ"
+        runs = {"apart": lambda apart=apart: apart().sum().backward(), "packed": lambda packed=packed: packed().sum().backward()}
+        ratio, details = median_ratio(interleaved(runs, device=device, repeats=3), "apart", "packed")
+        limit = questions * (PREFIX + QUESTION) / (PREFIX + questions * QUESTION)
+        name = f"shared prefix, {questions} questions: share of the limit by number of tokens ({limit:.2f})"
+        rows.append(Row(f"d{questions}", name, ratio / limit, "a sequence per question", 1.0, target, 0.95, False, details))
+    return rows
+
+
+def _packed(language: LanguageModel, ids: torch.Tensor, questions: int):
+    segments = torch.cat([torch.zeros(PREFIX, dtype=torch.int64), torch.arange(1, questions + 1).repeat_interleave(QUESTION)])
+    segments = segments.to(ids.device)[None]
+    behind = torch.arange(QUESTION, device=ids.device).repeat(questions) + PREFIX
+    positions = torch.cat([torch.arange(PREFIX, device=ids.device), behind])[None]
+    mask = prefix_mask(torch.ones_like(segments, dtype=torch.bool), segments)
+
+    def run() -> torch.Tensor:
+        hidden = language.hidden(language.embed(ids[None]), mask=mask, positions=positions)[0, PREFIX:].unflatten(0, (questions, QUESTION))
+        return _answer_losses(language, hidden, ids[PREFIX:].view(questions, QUESTION))
+
+    return run
+
+
+def _apart(language: LanguageModel, ids: torch.Tensor, questions: int):
+    body = ids[PREFIX:].view(questions, QUESTION)
+    whole = torch.cat([ids[:PREFIX].expand(questions, -1), body], dim=1)
+    positions = torch.arange(whole.shape[1], device=ids.device).expand_as(whole)
+    mask = prefix_mask(torch.ones_like(whole, dtype=torch.bool), torch.zeros_like(whole))
+
+    def run() -> torch.Tensor:
+        hidden = language.hidden(language.embed(whole), mask=mask, positions=positions)[:, PREFIX:]
+        return _answer_losses(language, hidden, body)
+
+    return run
+
+
+def _answer_losses(language: LanguageModel, hidden: torch.Tensor, body: torch.Tensor) -> torch.Tensor:
+    """(Q,) mean loss of the last ANSWER tokens of each question."""
+    logits = language.logits(hidden[:, -ANSWER - 1 : -1])
+    return functional.cross_entropy(logits.flatten(0, 1), body[:, -ANSWER:].flatten(), reduction="none").view(len(body), -1).mean(dim=1)
+
+
+def answer_rows(model: MedPLIB, batch: Batch, device: str) -> list[Row]:
+    """Grounding answers of a batch in one pass beside one sample at a time, masks one by one, as the published evaluation does."""
+    model.eval()
+    limits = {"eos_id": -1, "seg_id": 5, "max_new_tokens": 6}
+
+    def say_seg(step: int, states: torch.Tensor, logprobs: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(logprobs),), 5) if step == 2 else logprobs.argmax(dim=-1)
+
+    @torch.no_grad()
+    def answer(part: Batch) -> tuple[list[list[int]], torch.Tensor]:
+        features = model.grounder.encode(part.sam_pixels, part.letterboxes)
+        said = generate(model, part, **limits, decide=say_seg)
+        masks = model.grounder.decode(features, said.seg_row, model.seg_projector(said.seg_states))
+        return said.ids, masks.mask_logits > 0
+
+    singles = [_sample(batch, index) for index in range(len(batch.input_ids))]
+
+    def one_by_one() -> tuple[list[list[int]], torch.Tensor]:
+        answers = [answer(single) for single in singles]
+        return [ids for found, _ in answers for ids in found], torch.cat([masks for _, masks in answers])
+
+    together, alone = answer(batch), one_by_one()
+    assert together[0] == alone[0], "the words differ"
+    assert float((together[1] == alone[1]).float().mean()) > 0.9999, "the masks differ"
+    seconds = interleaved({"one_by_one": one_by_one, "batch": lambda: answer(batch)}, device=device, repeats=3)
+    ratio, details = median_ratio(seconds, "one_by_one", "batch")
+    name = f"grounding answers: one sample at a time over a batch of {len(singles)}"
+    return [Row("f", name, ratio, "a loop over samples", float("nan"), 2.5, 4.0, False, details)]
+
+
+def _sample(batch: Batch, index: int) -> Batch:
+    """One row of a batch with one image and one target per row."""
+    one = slice(index, index + 1)
+    return Batch(
+        input_ids=batch.input_ids[one], labels=batch.labels[one], attention_mask=batch.attention_mask[one], segments=batch.segments[one],
+        positions=batch.positions[one], vision_pixels=batch.vision_pixels[one], sam_pixels=batch.sam_pixels[one],
+        letterboxes=batch.letterboxes[one], target_row=batch.target_row[:1], target_position=batch.target_position[one],
+        target_image=batch.target_image[:1], target_present=batch.target_present[one], target_masks=batch.target_masks[one],
+        original_masks=batch.original_masks[one], name_ids=batch.name_ids[one], names=batch.names[one], region_masks=batch.region_masks,
+        region_image=batch.region_image, records=batch.records[one],
+    )  # fmt: skip
+
+
+def start_rows(device: str) -> list[Row]:
+    """Seconds of `import medplib` and of `python -m medplib.fit --help` beside the imports that they cannot do without."""
+
+    def python(*arguments: str):
+        return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=ROOT)
+
+    pairs = (
+        ("j_import", "import medplib over import torch", python("-c", "import medplib"), python("-c", "import torch"), 1.15, 1.05),
+        (
+            "j_help",
+            "fit --help over import lightning",
+            python("-m", "medplib.fit", "--help"),
+            python("-c", "import medplib, lightning"),
+            2.0,
+            1.2,
+        ),
+    )
+    rows = []
+    for key, name, ours, peer, target, stretch in pairs:
+        ratio, details = median_ratio(interleaved({"ours": ours, "peer": peer}, device=device, repeats=5), "ours", "peer")
+        rows.append(Row(key, name, ratio, "the import alone", 1.0, target, stretch, True, details))
+    return rows
+
+
+def size_rows(device: str) -> list[Row]:
+    """Bytes of a resume point (trained weights and two moments, float32) beside everything in bfloat16, at 7B by the plan."""
+    rows = []
+    for stage in ("stage3_grounding", "stage4_moe"):
+        begin = time.perf_counter()
+        plan = make_plan([ROOT / "configs" / "stages" / f"{stage}.yaml"], ranks=(1,))
+        trained, total = sum(p.trained for p in plan.parts), sum(p.total for p in plan.parts)
+        point, full = 12 * trained, 2 * total + 8 * trained
+        name = f"full checkpoint over resume point, {stage} at 7B"
+        details = {"point_gb": point / 1e9, "full_gb": full / 1e9, "plan_seconds": time.perf_counter() - begin}
+        rows.append(Row(f"k_{stage}", name, full / point, "weights and optimiser states", full / point, 30.0, 30.0, False, details))
+    return rows
