@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+_NAME = "medplib.errors.InputError"
+
 
 class InputError(Exception):
     """A bad input found at a border (reader, config, checkpoint, command line).
@@ -15,12 +17,14 @@ class InputError(Exception):
         expected: what a valid input looks like.
         found: what was there instead.
         remedy: what the person can do about it; empty when it follows from the rest.
+        line: instead of all these, a whole error as another process wrote it.
     """
 
-    def __init__(self, *, where: str | Path, expected: str, found: str, remedy: str = "") -> None:
+    def __init__(self, line: str | None = None, *, where: str | Path = "", expected: str = "", found: str = "", remedy: str = "") -> None:
         self.where, self.expected, self.found, self.remedy = str(where), expected, found, remedy
         text = f"{where}: expected {expected}, found {found}" + (f"; {remedy}" if remedy else "")
-        super().__init__(" ".join(text.split()))
+        # Loader processes hand errors on as one text behind a traceback; its last line is ours.
+        super().__init__(" ".join(text.split()) if line is None else line.strip().splitlines()[-1].removeprefix(f"{_NAME}: "))
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -1,4 +1,7 @@
-"""`python -m medplib.fit --config configs/demo/stage1.yaml`: train one stage (LightningCLI; later files and flags override)."""
+"""`python -m medplib.fit --config configs/demo/stage1.yaml`: train one stage (LightningCLI; later files and flags override).
+
+`--then` separates stages that one process trains one after the other, which saves what starting a process costs.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from pathlib import Path
 from medplib.errors import InputError, run_command
 
 log = logging.getLogger("medplib.fit")
+
+THEN = "--then"
 
 
 def _quieten() -> None:
@@ -91,19 +96,37 @@ def _fingerprint(config) -> str:
     plain = json.loads(json.dumps(config.as_dict(), default=str))
     for watching in ("val", "val_limit", "workers", "cache_mb"):
         plain["data"].pop(watching, None)
-    trainer = {k: plain["trainer"].get(k) for k in ("max_steps", "max_epochs", "precision", "accumulate_grad_batches")}
+    trainer = {
+        k: plain["trainer"].get(k) for k in ("max_steps", "max_epochs", "precision", "accumulate_grad_batches", "limit_train_batches")
+    }
     return hashlib.sha256(json.dumps([plain["model"], plain["data"], trainer], sort_keys=True).encode()).hexdigest()
+
+
+def _run_fingerprint(configuration: str, parents: dict, files: dict[str, int], ranks: int) -> str:
+    """SHA-256 of what a resume point must agree with: configuration, parents, data files, number of ranks."""
+    from medplib.lineage import sha256_file
+
+    found = {
+        "configuration": configuration,
+        "parents": {role: lineage.weights_sha256 for role, lineage in parents.items()},
+        "data": {file: sha256_file(Path(file)) for file in files},
+        "ranks": ranks,
+    }
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def _up_to_date(config, fingerprint: str) -> bool:
     """Whether the output folder was written by this very configuration from the parents that lie there now."""
-    from medplib.lineage import LINEAGE, load_checkpoint
+    from medplib.lineage import LINEAGE, load_checkpoint, sha256_file
 
     stage = config.model.stage
     if not (Path(stage.output) / LINEAGE).exists():
         return False
     lineage = load_checkpoint(stage.output, stage=stage.name, role="output").lineage
     if lineage.run_sha256 != fingerprint:
+        return False
+    recorded_data = {source.file: source.sha256 for source in lineage.sources}
+    if any(recorded_data.get(Path(file).name) != sha256_file(Path(file)) for file in config.data.train if Path(file).exists()):
         return False
     init = stage.init
     folders = {"base": init.base, "token_rows": init.token_rows}
@@ -120,7 +143,7 @@ def _up_to_date(config, fingerprint: str) -> bool:
 def main(arguments: list[str] | None = None) -> None:
     """Parse, train, write the checkpoint folder of the stage."""
     from medplib.training.resume import ResumeOptions, ResumePoints, points_folder
-    from medplib.training.strategy import ZeroStrategy, whole_weights
+    from medplib.training.strategy import WholeWeights, ZeroStrategy, check_strategy
 
     _quieten()
     cli = _cli(arguments)
@@ -136,17 +159,18 @@ def main(arguments: list[str] | None = None) -> None:
     )
     gc.collect()
     gc.freeze()  # records are many small objects that stay: walking them again and again costs a tenth of a small step
-    points = points_folder(module.stage.output)
-    parents = json.dumps({role: lineage.weights_sha256 for role, lineage in module.parents.items()}, sort_keys=True)
-    fingerprint = hashlib.sha256(f"{cli.fingerprint} {parents}".encode()).hexdigest()
-    if not isinstance(cli.trainer.strategy, ZeroStrategy):  # whose states are split among ranks
-        cli.trainer.callbacks.append(ResumePoints(points, ResumeOptions(**cli.config.resume.as_dict()), fingerprint=fingerprint))
-    cli.trainer.fit(module, datamodule=data)
+    resume, trainer = ResumeOptions(**cli.config.resume.as_dict()), cli.trainer
+    check_strategy(trainer.strategy, resume_every=resume.every)
+    points, whole = points_folder(module.stage.output), WholeWeights()
+    trainer.callbacks.append(whole)
+    if not isinstance(trainer.strategy, ZeroStrategy):
+        fingerprint = _run_fingerprint(cli.fingerprint, module.parents, data.counts, trainer.world_size)
+        trainer.callbacks.append(ResumePoints(points, resume, fingerprint=fingerprint))
+    trainer.fit(module, datamodule=data)
     if cli.trainer.interrupted:
         raise SystemExit(130)
-    weights = whole_weights(cli.trainer.strategy, module.model)
-    if cli.trainer.is_global_zero:
-        lineage = module.write(sources=data.counts, run_sha256=cli.fingerprint, weights=weights)
+    if trainer.is_global_zero:
+        lineage = module.write(sources=data.counts, run_sha256=cli.fingerprint, weights=whole.weights)
         figures = "  ".join(f"{k} {v:.4f}" for k, v in lineage.metrics.items())
         shutil.rmtree(points, ignore_errors=True)
         log.info("wrote %s (%d steps, %.0f s)  %s", module.stage.output, lineage.steps, lineage.seconds, figures)
@@ -159,7 +183,13 @@ def _command() -> None:
     # Values below 1e-38 (decayed Adam moments, saturated sigmoids) make x86 arithmetic many times slower and mean nothing here. Set before
     # the first parallel region, because threads inherit it, and here only, because it holds for the whole process.
     torch.set_flush_denormal(True)
-    main(sys.argv[1:])
+    stage: list[str] = []
+    for argument in [*sys.argv[1:], THEN]:
+        if argument == THEN:
+            main(stage)
+            stage = []
+        else:
+            stage.append(argument)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def open_tensors(path: str | Path) -> dict[str, StoredTensor]:
     path = Path(path)
     if path.is_file():
         return _open_file(path)
-    shards = _shards(path)
+    shards = _indexed(path) or _shards(path)
     found: dict[str, StoredTensor] = {}
     origin: dict[str, Path] = {}
     for shard in shards:
@@ -70,6 +70,26 @@ def open_tensors(path: str | Path) -> dict[str, StoredTensor]:
             found[name], origin[name] = tensor, shard
     _check_index(path, origin)
     return found
+
+
+def _indexed(folder: Path) -> list[Path]:
+    """The shards that an index in the folder names, when they are there: other files beside them (a projector alone) are no shards."""
+    for index in sorted(folder.glob("*.index.json")) if folder.is_dir() else ():
+        shards = sorted({folder / file for file in _weight_map(index).values()})
+        if shards and all(shard.exists() for shard in shards):
+            return shards
+    return []
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = list(where.values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(where=index, expected="an index with a weight_map", found=f"{type(error).__name__}") from None
+    if not all(isinstance(file, str) and Path(file).name == file for file in files):
+        raise InputError(where=index, expected="names of shards beside it", found="a path", remedy="shards must lie in the folder")
+    return where
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -85,12 +105,7 @@ def _check_index(folder: Path, origin: dict[str, Path]) -> None:
     """Every tensor that an index names is in the shard that it names; an index for other files than those here is left alone."""
     suffix = next(iter(origin.values())).suffix if origin else ""
     for index in sorted(folder.glob("*.index.json")):
-        try:
-            where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(where=index, expected="an index with a weight_map", found=f"{type(error).__name__}") from None
-        if not all(isinstance(file, str) and Path(file).name == file for file in where.values()):
-            raise InputError(where=index, expected="names of shards beside it", found="a path", remedy="shards must lie in the folder")
+        where = _weight_map(index)
         if {Path(file).suffix for file in where.values()} != {suffix}:
             continue
         for name, file in where.items():

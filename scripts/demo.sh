@@ -12,30 +12,30 @@ say "built-in data"
 [ -d data/phantom_tokenizer ] || python -m medplib.prepare tokenizer --out data/phantom_tokenizer --vocab_size 768 \
   --data "[data/phantom/train/alignment.json,data/phantom/train/MeCoVQA-Grounding.json,data/phantom/train/MeCoVQA-Closed.json,data/phantom/train/MeCoVQA-Region.json,data/phantom/train/MeCoVQA-Complex.json]"
 
-fit() { python -m medplib.fit --config "configs/demo/$1.yaml" --if_finished skip "${@:2}"; }
+options() { echo "--config configs/demo/$1.yaml --if_finished skip"; }
+fit() { python -m medplib.fit "$@"; }
 
 say "stage 0: image encoder"
-fit stage0_dense
+fit $(options stage0_dense)
 
 say "one core each: the grounder (stage 0), and the language side (stage 0, I, II; runs/demo/language.log)"
 mkdir -p runs/demo
 threads=$OMP_NUM_THREADS
 export OMP_NUM_THREADS=1  # two processes with two threads each on two cores would wait for each other most of the time
 set -m  # a process group of its own, so that an interruption stops its children too
-(for stage in stage0_vision stage1_align stage2_vl; do fit $stage --trainer.enable_progress_bar false; done) > runs/demo/language.log 2>&1 &
+silent="--trainer.enable_progress_bar false"
+fit $(options stage0_vision) $silent --then $(options stage1_align) $silent --then $(options stage2_vl) $silent > runs/demo/language.log 2>&1 &
 language=$!
 set +m
 trap 'kill -- -$language 2>/dev/null || true' EXIT
-fit stage0_grounder
+fit $(options stage0_grounder)
 wait $language || { tail -3 runs/demo/language.log >&2; exit 2; }
 trap - EXIT
 grep -e "^wrote" -e "up to date" runs/demo/language.log
 
 export OMP_NUM_THREADS=$threads
-for stage in stage3_grounding stage4_moe; do
-  say "$stage"
-  fit $stage
-done
+say "stages III and IV"
+fit $(options stage3_grounding) --then $(options stage4_moe)
 
 say "evaluation and controls"
 python -m medplib.evaluate --checkpoint checkpoints/demo/stage4_moe --suite configs/eval/demo.yaml --out runs/demo

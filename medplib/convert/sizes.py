@@ -111,9 +111,11 @@ def llama_sizes(config: Mapping[str, Any], shapes: Shapes, *, where: str, moe: M
     known = {key: config[key] for key in _LLAMA_FIELDS if config.get(key) is not None}
     rows, width = shapes["language.model.model.embed_tokens.weight"]
     layers = _count(shapes, r"language\.model\.model\.layers\.(\d+)\.")
-    for key, found in (("hidden_size", width), ("num_hidden_layers", layers)):
-        if known.get(key) != found:
-            raise InputError(where=where, expected=f"{key} {found}, as the tensors have", found=str(known.get(key)))
+    mlp = next(shape[0] for name, shape in shapes.items() if re.match(r"language\..*\.mlp\..*gate_proj\.weight$", name))
+    # What a configuration leaves out is what transformers takes by default (LLaVA's omits the sizes of Llama-7B); contradictions are not.
+    for key, found in (("hidden_size", width), ("num_hidden_layers", layers), ("intermediate_size", mlp)):
+        if known.setdefault(key, found) != found:
+            raise InputError(where=where, expected=f"{key} {found}, as the tensors have", found=str(known[key]))
     if config.get("rope_scaling"):
         known["rope_scaling"] = config["rope_scaling"]
     return LanguageConfig(vocab_size=rows, hf_config=LlamaConfig(vocab_size=rows, **known).to_diff_dict(), moe=moe)

@@ -57,7 +57,7 @@ class DataModule(L.LightningDataModule):
         self.train_records = self._read(train)
         self.val_records = spread(self._read(val), val_limit)
         self._encoder: SampleEncoder | None = None
-        self._drawn = 0
+        self._drawn, self._sampler = 0, None
 
     def _read(self, files: tuple[str, ...]) -> list[Record]:
         records: list[Record] = []
@@ -72,8 +72,10 @@ class DataModule(L.LightningDataModule):
         self._encoder = SampleEncoder(tokenizer=tokenizer, spec=spec)
 
     def go_on_at(self, *, batches: int) -> None:
-        """Let the training stream begin behind `batches` batches; nothing is read again."""
+        """Let the training stream begin behind `batches` batches; nothing is read again. Before or after the loader is built."""
         self._drawn = batches
+        if self._sampler is not None:
+            self._sampler.go_on_at(batches)
 
     def train_dataloader(self) -> DataLoader:
         """The endless training stream, cut into epochs of as many samples as there are images."""
@@ -91,8 +93,10 @@ class DataModule(L.LightningDataModule):
             batch_size=self.batch_size,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
-            batches=self._drawn,
         )
+        if self._drawn:
+            sampler.go_on_at(self._drawn)
+        self._sampler = sampler
         return self._loader(data, sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader | list:

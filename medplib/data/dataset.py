@@ -155,14 +155,16 @@ class StreamSampler(Sampler[int]):
         length: samples of an epoch, over all ranks.
         batch_size: samples per batch and rank; what is left of an epoch behind the last whole batch is not drawn.
         rank, world_size: this rank among how many.
-        batches: how many batches a resumed run has drawn before.
     """
 
-    def __init__(self, length: int, *, batch_size: int = 1, rank: int = 0, world_size: int = 1, batches: int = 0) -> None:
-        self.length, self.rank, self.world_size, self.epoch = length, rank, world_size, 0
-        began, inside = divmod(batches, max(1, len(self) // batch_size))
-        # Loader processes may ask before the trainer has said which epoch a resumed run is in.
-        self._first: tuple[int, int] | None = (began, inside * batch_size) if batches else None
+    def __init__(self, length: int, *, batch_size: int = 1, rank: int = 0, world_size: int = 1) -> None:
+        self.length, self.batch_size, self.rank, self.world_size, self.epoch = length, batch_size, rank, world_size, 0
+        self._first: tuple[int, int] | None = None
+
+    def go_on_at(self, batches: int) -> None:
+        """Begin behind `batches` batches, whatever epoch the trainer says it is in when the first sample is drawn."""
+        epoch, inside = divmod(batches, max(1, len(self) // self.batch_size))
+        self._first = (epoch, inside * self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning at the start of every epoch."""

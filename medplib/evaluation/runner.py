@@ -93,15 +93,17 @@ def evaluate_records(
     store = None if out is None else _Store(out, _run_key(predictor, records, options))
     results = Results() if store is None else store.results
     done = {answer.record for answer in results.answers}
-    todo = sorted((r for r in records if r.id not in done), key=lambda r: len(r.turns[0].text))
+    # Questions about one image share its features, if they meet in a batch.
+    todo = sorted((r for r in records if r.id not in done), key=lambda r: (r.images, len(r.turns[0].text)))
     encoder = predictor.encoder(with_image=options.with_image)
     collate = predictor.collator(encoder)
     for chunk in tqdm(list(_chunks(todo, options.batch_size)), desc=options.progress, disable=not options.progress, leave=False):
         loaded = [load_records((record,), cache) for record in chunk]
         batch = collate([encoder.encode(item) for item in loaded])
-        fallback = options.with_fallback and any(r.meta.task == "grounding" for r in chunk)
+        grounding = any(r.meta.task == "grounding" for r in chunk)
+        predictions = predictor.predict(batch, with_fallback=options.with_fallback and grounding, scored=grounding)
         scored = Results()
-        for item, prediction in zip(loaded, predictor.predict(batch, with_fallback=fallback), strict=True):
+        for item, prediction in zip(loaded, predictions, strict=True):
             _score(item, prediction, scored)
             if viewer is not None:
                 viewer(item, prediction)

@@ -47,6 +47,7 @@ def generate(
     seg_id: int,
     max_new_tokens: int = 64,
     decide: Decide | None = None,
+    features: torch.Tensor | None = None,
 ) -> Generated:
     """Greedy answers to a left-padded, open-ended batch.
 
@@ -57,10 +58,11 @@ def generate(
         seg_id: id of `<SEG>`.
         max_new_tokens: limit per answer.
         decide: chooses every token; None takes the most likely.
+        features: of the vision encoder for the images of the batch, where they are known already.
     """
     device = batch.input_ids.device
     cache = DynamicCache(config=model.language.model.config)
-    features = model.vision(batch.vision_pixels, batch.letterboxes)
+    features = model.vision(batch.vision_pixels, batch.letterboxes) if features is None else features
     shown = model.shown(batch, features)
     recent = batch.input_ids[:, -model.words.longest :] if model.words is not None else batch.input_ids[:, -1:]
     hidden = model.language.hidden(

@@ -127,27 +127,43 @@ class Predictor:
         return self.predict(self.collator(self.encoder())(list(samples)))
 
     @torch.no_grad()
-    def predict(self, batch: Batch, *, with_fallback: bool = False) -> list[Prediction]:
+    def predict(self, batch: Batch, *, with_fallback: bool = False, scored: bool = True) -> list[Prediction]:
         """Answer a batch (left-padded, open-ended, one conversation per row).
 
         Args:
             batch: from `collator`.
             with_fallback: also decode a mask for every row from its first answer state.
+            scored: look at the presence head at the first token of every answer, not only where a mask or a refusal is due.
         """
         batch = batch.to(self.device)
         language = self.model.language
         forcing = forced_expert(language.routing, language.expert_names, self.expert) if self.expert else nullcontext()
         halves = nullcontext() if self.dtype == torch.float32 else torch.autocast(torch.device(self.device).type, dtype=self.dtype)
         with forcing, halves:
-            features = None
-            if self.model.grounder is not None:
-                features = self.model.grounder.encode(batch.sam_pixels, batch.letterboxes)
+            shown, features = self._encode(batch)
             image_of_row = self._image_of_row(batch)
-            gate = _PresenceGate(self, features, image_of_row)
-            out = generate(
-                self.model, batch, eos_id=self.eos_id, seg_id=self.seg_id, max_new_tokens=self.max_new_tokens, decide=gate.decide
-            )
+            gate = _PresenceGate(self, features, image_of_row, scored=scored)
+            limits = {"eos_id": self.eos_id, "seg_id": self.seg_id, "max_new_tokens": self.max_new_tokens}
+            out = generate(self.model, batch, **limits, decide=gate.decide, features=shown)
             return self._assemble(batch, out, gate, features, image_of_row, with_fallback=with_fallback)
+
+    def _encode(self, batch: Batch) -> tuple[torch.Tensor, ImageFeatures | None]:
+        """Features of vision encoder and grounder for all images; equal images, as of several questions about one, are encoded once."""
+        first: dict[tuple[bytes, ...], int] = {}
+        chosen, place = [], []
+        sam = batch.sam_pixels if batch.sam_pixels is not None else batch.vision_pixels[:, :, :0]
+        for index, (pixels, fine) in enumerate(zip(batch.vision_pixels.cpu(), sam.cpu(), strict=True)):
+            key = (pixels.numpy().tobytes(), fine.numpy().tobytes())
+            if key not in first:
+                first[key] = len(chosen)
+                chosen.append(index)
+            place.append(first[key])
+        boxes, where = [batch.letterboxes[index] for index in chosen], torch.tensor(place, device=self.device)
+        shown = self.model.vision(batch.vision_pixels[chosen], boxes).index_select(0, where)
+        if self.model.grounder is None:
+            return shown, None
+        features = self.model.grounder.encode(batch.sam_pixels[chosen], boxes)
+        return shown, self.model.grounder.prepared(features).select(where)
 
     def _image_of_row(self, batch: Batch) -> torch.Tensor:
         """(B,) the image that each row's masks are drawn in: that of its first target, else its last image."""
@@ -216,8 +232,8 @@ class _PresenceGate:
 
     ASKED = 0.5
 
-    def __init__(self, predictor: Predictor, features: ImageFeatures | None, image_of_row: torch.Tensor) -> None:
-        self.predictor, self.features, self.image_of_row = predictor, features, image_of_row
+    def __init__(self, predictor: Predictor, features: ImageFeatures | None, image_of_row: torch.Tensor, *, scored: bool) -> None:
+        self.predictor, self.features, self.image_of_row, self.scored = predictor, features, image_of_row, scored
         self.lm_logit: list[float] = []
         self.presence_logit: list[float | None] = []
         self.decisions: list[list[float]] = [[] for _ in image_of_row]
@@ -231,7 +247,7 @@ class _PresenceGate:
         lm_logit = seg - rest.logsumexp(dim=-1)
         refusals = self.predictor.refusal_ids
         asked = live & (seg.exp() + logprobs[:, refusals].exp().sum(dim=1) > self.ASKED)
-        judged = live if step == 0 else asked
+        judged = live if step == 0 and self.scored else asked
         presence_logit = self._head(states, judged)
         probability = self._probability(lm_logit, presence_logit, judged)
         if step == 0:

@@ -11,9 +11,16 @@ import torch
 class ImageFeatures:
     """Features of I images. Letters: C embedding width, g side of the embedding grid.
 
-    `skips` go from coarse to fine, at twice and four times the grid; empty when the encoder has none.
+    `skips` go from coarse to fine, at twice and four times the grid; empty when the encoder has none. `refined`: they are what the
+    decoder's upscaling makes of them, computed once for several calls of the decoder.
     """
 
     embedding: torch.Tensor  # (I, C, g, g)
     skips: tuple[torch.Tensor, ...]  # () or ((I, c1, 2g, 2g), (I, c0, 4g, 4g))
     statistics: torch.Tensor  # (I, 6) float32: channel means, then deviations, over valid pixels in units of SAM's normalisation
+    refined: bool = False
+
+    def select(self, image_index: torch.Tensor) -> ImageFeatures:
+        """Those of the images that `image_index` (J,) names, in its order."""
+        skips = tuple(skip.index_select(0, image_index) for skip in self.skips)
+        return ImageFeatures(self.embedding.index_select(0, image_index), skips, self.statistics.index_select(0, image_index), self.refined)

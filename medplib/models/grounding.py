@@ -114,6 +114,10 @@ class PixelGrounder(nn.Module):
         dtype = self.mask_decoder.iou_token.weight.dtype
         return self.image_encoder(pixels.to(dtype), statistics.to(dtype))
 
+    def prepared(self, features: ImageFeatures) -> ImageFeatures:
+        """Features for several calls of `decode`: what does not depend on the prompt is computed once."""
+        return features if self.upscaling is None else self.upscaling.refined(features)
+
     def decode(
         self, features: ImageFeatures, image_index: torch.Tensor, prompts: torch.Tensor, dense: torch.Tensor | None = None
     ) -> GroundingOutput:
@@ -146,7 +150,7 @@ class PixelGrounder(nn.Module):
             prompts: (N, C).
         """
         every = torch.arange(len(features.embedding), device=image_index.device)
-        upscaled = self.upscaling(features.embedding, features.skips, every)
+        upscaled = self.upscaling(features.embedding, features, every)
         hyper = self.mask_decoder.output_hypernetworks_mlps[0](prompts.to(upscaled.dtype))[:, None]
         low_res = self.upscaling.product(hyper, upscaled.index_select(0, image_index))[:, 0].float()
         presence = None if self.presence is None else self.presence.evidence_weight * evidence(low_res) + self.presence.head[-1].bias

@@ -65,9 +65,16 @@ class HighResUpscaling(nn.Module):
             nn.init.zeros_(self.subpixel.bias)
             self.subpixel.weight.data.copy_(torch.eye(fine).repeat(4, 1))
 
-    def forward(self, source_NCgg: torch.Tensor, skips: tuple[torch.Tensor, ...], image_index: torch.Tensor) -> torch.Tensor:
-        """(N, C, g, g), skips of I images, (N,) -> (N, c, 4g, 4g)."""
-        middle, fine = (refine(skip) for refine, skip in zip(self.refine, skips, strict=True))
+    def refined(self, features: ImageFeatures) -> ImageFeatures:
+        """The features with their skips refined; as they are where that was done before."""
+        if features.refined:
+            return features
+        skips = tuple(refine(skip) for refine, skip in zip(self.refine, features.skips, strict=True))
+        return ImageFeatures(features.embedding, skips, features.statistics, refined=True)
+
+    def forward(self, source_NCgg: torch.Tensor, features: ImageFeatures, image_index: torch.Tensor) -> torch.Tensor:
+        """(N, C, g, g), features of I images, (N,) -> (N, c, 4g, 4g)."""
+        middle, fine = self.refined(features).skips
         # No normalisation here and a cheap activation: the transformer's output and the refined skips are already normalised, and
         # everything in these two lines is paid per prompt at high resolution.
         x = F.leaky_relu_(self.up1(source_NCgg).add_(middle.index_select(0, image_index)))
@@ -173,7 +180,7 @@ def decode_pairs(
     if upscaling is None:
         logits = weighted_sum(hyper, decoder.output_upscaling(source))
     else:
-        logits = upscaling.product(hyper, upscaling(source, features.skips, image_index))
+        logits = upscaling.product(hyper, upscaling(source, features, image_index))
     quality = decoder.iou_prediction_head(states[:, 0])[:, :masks]
     return DecodedMasks(logits.float(), quality, states[:, 0], states[:, 1])
 

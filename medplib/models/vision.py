@@ -147,7 +147,7 @@ class _Grounder(nn.Module):
     def forward(self, pixels: torch.Tensor, letterboxes: Sequence[Letterbox]) -> torch.Tensor:
         normal, statistics = self.normaliser(pixels, valid_mask(letterboxes, pixels.device))
         features = self.image_encoder(normal.to(self.fuse[0].weight.dtype), statistics.to(self.fuse[0].weight.dtype))
-        fine = self.upscaling(features.embedding, features.skips, torch.arange(len(pixels), device=pixels.device))
+        fine = self.upscaling(features.embedding, features, torch.arange(len(pixels), device=pixels.device))
         size = (self.grid, self.grid)
         coarse = functional.interpolate(features.embedding, size, mode="bilinear", align_corners=False)
         cells = torch.cat([coarse, functional.adaptive_avg_pool2d(fine, size)], dim=1).permute(0, 2, 3, 1)

@@ -121,7 +121,7 @@ class _Step:
         model, load, config = self.model, self.load, self.config.language
         tokens = self._part("projector", lambda: model.projector(features), model.projector, features)
         ids = torch.zeros(load.samples, load.text_tokens, dtype=torch.int64, device="meta")
-        words = self._part("word embeddings", lambda: model.language.embed(ids), model.language.embeddings)
+        words = self._part("word embeddings", lambda: model.language.embed(ids), model.language.rows or model.language.embeddings)
         embeds = torch.cat([tokens.detach(), words.detach()], dim=1).requires_grad_(tokens.requires_grad or words.requires_grad)
         length = embeds.shape[1]
         mask = torch.ones(load.samples, 1, length, length, dtype=torch.bool, device="meta")
@@ -135,7 +135,7 @@ class _Step:
         states = hidden[:, -load.answer_tokens :].flatten(0, 1).detach().requires_grad_(hidden.requires_grad)
         labels = torch.zeros(len(states), dtype=torch.int64, device="meta")
         loss = lambda: functional.cross_entropy(model.language.logits(states), labels)  # noqa: E731
-        self._part("language head and loss", loss, model.language.head, states)
+        self._part("language head and loss", loss, model.language.rows or model.language.head, states)
         return hidden
 
     def _route(self, tokens: int, moe: MoEConfig) -> None:

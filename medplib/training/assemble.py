@@ -133,7 +133,14 @@ def _collect(
     taken = tuple(stage.init.parts)
     state: dict[str, torch.Tensor] = {}
     if base is not None:
-        state = base.tensors(lambda name: not any(covers(p, name) for p in taken) and not _gets_experts(name, stage))
+        fresh = stage.init.fresh
+        state = base.tensors(
+            lambda name: (
+                not any(covers(p, name) for p in taken)
+                and not _gets_experts(name, stage)
+                and not any(covers(part, part_of(name)) for part in fresh)
+            )
+        )
     for role, parent in parents.items():
         kind, _, name = role.partition(":")
         if kind == "part":

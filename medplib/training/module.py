@@ -93,6 +93,9 @@ class StageModule(L.LightningModule):
             parameters = list(module.parameters(recurse=True))
             if name and parameters and not any(p.requires_grad for p in parameters):
                 module.eval()
+        if self.stage.checkpointing and self.model.language is not None:
+            for layer in self.model.language.decoder.layers:
+                layer.training = True  # recomputed only then; what is inside (dropout) stays as it is
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor | None:
         """One step; every term is logged by name."""

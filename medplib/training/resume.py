@@ -63,7 +63,7 @@ class ResumePoints(L.Callback):
     Args:
         folder: see `points_folder`.
         options: see there.
-        fingerprint: of the run; points of another configuration or of other parents are refused.
+        fingerprint: of the run; points of another configuration, other data, parents or numbers of ranks are refused.
     """
 
     def __init__(self, folder: Path, options: ResumeOptions, *, fingerprint: str) -> None:
@@ -72,36 +72,41 @@ class ResumePoints(L.Callback):
         self._stepped = 0
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Go on from the newest good point, if there is one."""
+        """Go on from the newest good point, if there is one; rank 0 chooses it for all."""
         signal.signal(signal.SIGTERM, self._stop)
-        if self.options.fresh:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        chosen = None
+        if trainer.is_global_zero:
+            if self.options.fresh:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            chosen = newest_good(self.folder)
+        chosen = trainer.strategy.broadcast(chosen)
+        if chosen is None:
             return
-        found = newest_good(self.folder)
-        if found is None:
-            return
-        with safe_open(found, framework="pt") as file:
+        if not chosen.exists():
+            raise InputError(where=chosen, expected="the resume point on a disk that all ranks see", found="no such file on this machine")
+        with safe_open(chosen, framework="pt") as file:
             meta = json.loads(file.metadata()[_META])
             if meta["fingerprint"] != self.fingerprint:
-                raise InputError(where=found, expected="a resume point of this configuration and these parents", found="another one",
-                                 remedy="start afresh with --resume.fresh true, or restore the configuration")  # fmt: skip
+                raise InputError(where=chosen, expected="a resume point of this configuration, these data, parents and ranks",
+                                 found="another one", remedy="start afresh with --resume.fresh true, or restore what changed")  # fmt: skip
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
         _restore(trainer, module, tensors, meta)
         self._stepped = trainer.global_step
-        log.info("goes on at step %d (%s)", trainer.global_step, found.name)
+        log.info("goes on at step %d (%s)", trainer.global_step, chosen.name)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write where a step has just ended and a point is due, or the run shall stop."""
         step = trainer.global_step
-        if step == self._stepped and not self.told_to_stop:
-            return  # gradients are still being gathered
-        due = self.options.every and step % self.options.every == 0 and step < trainer.max_steps
+        if step == self._stepped:
+            return  # gradients are still being gathered: what is gathered so far would be lost
         self._stepped = step
-        if due or self.told_to_stop:
+        stop = trainer.strategy.reduce_boolean_decision(self.told_to_stop, all=False)  # ranks hear of it in different steps
+        last = trainer.max_steps != -1 and step >= trainer.max_steps
+        if (self.options.every and step % self.options.every == 0 and not last) or stop:
             if trainer.is_global_zero:
                 self._write(trainer, module)
             trainer.strategy.barrier()
-        if self.told_to_stop:
+        if stop:
             log.info("stopped at step %d; started again, the stage goes on there", step)
             raise SystemExit(128 + signal.SIGTERM)
 
@@ -144,7 +149,7 @@ def write_point(folder: Path, tensors: dict[str, torch.Tensor], meta: dict[str, 
 def newest_good(folder: Path) -> Path | None:
     """The newest point whose bytes have the hash in its name; every damaged one is named in a line. None without any."""
     for stale in folder.glob(".part-*") if folder.is_dir() else ():
-        stale.unlink()  # of a process that died while it wrote
+        stale.unlink(missing_ok=True)  # of a process that died while it wrote
     for point in reversed(_points(folder)):
         if sha256_file(point)[:16] == _NAME.match(point.name)[2]:
             return point
@@ -212,3 +217,5 @@ def _restore(trainer: L.Trainer, module: L.LightningModule, tensors: dict[str, t
         config.scheduler.load_state_dict(saved)
     trainer.fit_loop.load_state_dict(meta["loops"])
     trainer.datamodule.go_on_at(batches=meta["batches"])
+    # With max_epochs the loader was built to count steps, and its processes may have begun at the first sample: it is built again.
+    trainer.fit_loop._combined_loader = None

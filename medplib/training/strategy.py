@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.seed import reset_seed
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
-from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from torch import nn
 from typing_extensions import override
 
@@ -93,16 +93,27 @@ class ZeroStrategy(DeepSpeedStrategy):
                 found=", ".join(stage.optim.muon), remedy="set optim.muon to [] or use DDP",
             )  # fmt: skip
         self.config["gradient_clipping"] = stage.optim.grad_clip
+        self.config["zero_force_ds_cpu_optimizer"] = False  # offloaded states are updated by our own optimiser
         super().init_deepspeed()
 
 
-def whole_weights(strategy: Strategy, model: nn.Module) -> dict[str, torch.Tensor] | None:
-    """The weights of `model` put together on rank 0, trained ones in the precision of the optimiser; None where every rank has them.
+class WholeWeights(Callback):
+    """Puts the weights together at the end of training, while the ranks can still talk on their accelerators.
 
-    All ranks must call it; ranks other than 0 get an empty dictionary.
+    `weights`: name -> tensor on rank 0, trained ones in the precision of the optimiser; empty on other ranks; None where every rank has
+    the whole model.
     """
-    if not isinstance(strategy, ZeroStrategy):
-        return None
+
+    def __init__(self) -> None:
+        self.weights: dict[str, torch.Tensor] | None = None
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Collect; all ranks take part."""
+        if isinstance(trainer.strategy, ZeroStrategy):
+            self.weights = _collect(trainer.strategy, module.model)
+
+
+def _collect(strategy: ZeroStrategy, model: nn.Module) -> dict[str, torch.Tensor]:
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -118,8 +129,18 @@ def whole_weights(strategy: Strategy, model: nn.Module) -> dict[str, torch.Tenso
             if strategy.is_global_zero:
                 weights[name] = parameter.detach().cpu().clone()
     if strategy.is_global_zero:
-        weights |= {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
+        weights |= {name: tensor.cpu() for name, tensor in model.state_dict().items() if name not in parameters}
     return weights
+
+
+def check_strategy(strategy: Strategy, *, resume_every: int) -> None:
+    """Only strategies whose weights can be written, and resume points where they are to be had; else InputError."""
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ZeroStrategy)):
+        known = "auto, ddp or ZeroStrategy (configs/parts/strategy_*.yaml)"
+        raise InputError(where="trainer.strategy", expected=known, found=type(strategy).__name__)
+    if isinstance(strategy, ZeroStrategy) and resume_every:
+        raise InputError(where="--resume.every", expected="0 under ZeRO, whose states are split among ranks", found=str(resume_every),
+                         remedy="use DDP where runs must survive a stop")  # fmt: skip
 
 
 def _prepare_cpu() -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import Trained
 
+from medplib.config import from_dict
 from medplib.errors import InputError
 from medplib.fit import main
 from medplib.lineage import load_checkpoint
+from medplib.training.assemble import assemble
+from medplib.training.module import StageModule
 from medplib.training.parts import part_of
+from medplib.training.stage import StageConfig
 
 
 def fit(trained: Trained, stage: str, out: Path, *more: str) -> dict[str, torch.Tensor]:
@@ -43,3 +49,34 @@ def test_frozen_halves_need_autocast(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="bf16-mixed"):
         fit(trained, "moe", tmp_path / "out", "--model.stage.frozen_dtype", "bfloat16")
     assert not (tmp_path / "out").exists()
+
+
+def test_layers_are_recomputed_where_the_language_model_is_frozen(trained: Trained) -> None:
+    module = StageModule(from_dict(StageConfig, _stage(trained, "align") | {"checkpointing": True}, where="align")).train()
+    module.on_train_epoch_start()
+    layers = module.model.language.decoder.layers
+    assert all(layer.training for layer in layers)
+    assert not any(child.training for layer in layers for child in layer.children())
+
+
+def test_fresh_parts_start_at_random(trained: Trained) -> None:
+    raw = _stage(trained, "align")
+    raw |= {"init": {**raw["init"], "fresh": ["projector"]}, "seed": 7}
+    fresh = assemble(from_dict(StageConfig, raw, where="align")).model.state_dict()
+    base = load_checkpoint(trained.folder("vision0")).tensors()
+    assert not torch.equal(base["projector.layers.0.weight"], fresh["projector.layers.0.weight"])
+    assert torch.equal(base["region.adapter.weight"], fresh["region.adapter.weight"])
+
+
+def test_a_bad_record_in_a_loader_process_is_one_line(trained: Trained, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(trained.data, tmp_path / "data"))
+    for mask in (copied / "masks").iterdir():
+        mask.write_bytes(b"no picture")
+    with pytest.raises(InputError) as told:
+        fit(trained, "moe", tmp_path / "out", "--data.train", f"[{copied}/grounding.json]", "--data.workers", "1")
+    assert str(told.value).startswith(str(copied))
+    assert len(str(told.value).splitlines()) == 1
+
+
+def _stage(trained: Trained, name: str) -> dict:
+    return yaml.safe_load((trained.configs / f"{name}.yaml").read_text())["model"]["stage"]

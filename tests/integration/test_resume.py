@@ -70,6 +70,37 @@ def test_goes_on_bit_for_bit(trained: Trained, uninterrupted: str, tmp_path: Pat
     assert not points_folder(tmp_path / "moe").exists()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_goes_on_where_epochs_are_counted(trained: Trained, tmp_path: Path, monkeypatch, workers: int) -> None:
+    """The loader is then built before the run knows where it goes on."""
+    more = ["--trainer.max_steps", "-1", "--trainer.max_epochs", "4", "--data.workers", str(workers)]
+    main(arguments(trained, tmp_path / "whole", *more))
+    with monkeypatch.context() as patch:
+        die_behind(patch, 5)
+        with pytest.raises(StoppedError):
+            main(arguments(trained, tmp_path / "moe", "--resume.every", "1", *more))
+    main(arguments(trained, tmp_path / "moe", *more))
+    assert load_checkpoint(tmp_path / "moe").lineage.weights_sha256 == load_checkpoint(tmp_path / "whole").lineage.weights_sha256
+
+
+def test_told_to_stop_it_waits_for_the_step(trained: Trained, tmp_path: Path, monkeypatch) -> None:
+    more = ["--trainer.accumulate_grad_batches", "3", "--trainer.max_steps", "6"]
+    main(arguments(trained, tmp_path / "whole", *more))
+    batch_end = resume.ResumePoints.on_train_batch_end
+
+    def told(self, trainer, module, outputs, batch, batch_idx):
+        self.told_to_stop |= trainer.fit_loop.epoch_loop.batch_progress.total.ready == 7  # inside the gathering of step 3
+        batch_end(self, trainer, module, outputs, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resume.ResumePoints, "on_train_batch_end", told)
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments(trained, tmp_path / "moe", *more))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    main(arguments(trained, tmp_path / "moe", *more))
+    assert load_checkpoint(tmp_path / "moe").lineage.weights_sha256 == load_checkpoint(tmp_path / "whole").lineage.weights_sha256
+
+
 def _truncate(point: Path) -> None:
     point.write_bytes(point.read_bytes()[:-100])
 

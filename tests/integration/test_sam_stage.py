@@ -9,12 +9,12 @@ import pytest
 import torch
 import yaml
 from conftest import Trained
-from parity.fixtures import DATA
 from safetensors.torch import load_file
 
 from medplib.convert.sam_file import import_sam
 from medplib.fit import main
 from medplib.lineage import load_checkpoint
+from tests.parity.fixtures import DATA
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -263,7 +264,9 @@ def test_evaluation_resumes_and_is_the_same(trained: Trained, tmp_path: Path) ->
     lines = (tmp_path / "cut" / "predictions.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "cut" / "predictions.jsonl").write_text("".join(lines[:5]) + lines[5][:20])  # cut off in the middle of a line
     again = evaluate_records(predictor, records, options, out=tmp_path / "cut")
-    assert again.grounding == whole.grounding
+    # Equal images are encoded once per batch, and batches differ behind the cut: the last bits of a predicted quality may, too.
+    assert [replace(score, quality=None) for score in again.grounding] == [replace(score, quality=None) for score in whole.grounding]
+    assert [s.quality for s in again.grounding if s.quality] == pytest.approx([s.quality for s in whole.grounding if s.quality], rel=1e-4)
     assert [a.text for a in again.answers] == [a.text for a in whole.answers]
     with pytest.raises(InputError, match="another run"):
         evaluate_records(predictor, records[:3], options, out=tmp_path / "cut")

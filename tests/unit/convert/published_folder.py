@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import torch
-from parity.fixtures import clip_config, published_config, published_state
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
+
+from tests.parity.fixtures import clip_config, published_config, published_state
 
 LETTERS = [chr(code) for code in range(ord("a"), ord("a") + 26)] + ["▁", "?", ".", ":"]
 

@@ -4,8 +4,6 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from parity.fixtures import Case, case
-from unit.convert.published_folder import write_published
 
 from medplib.convert.published import ImportOptions, export_published, import_published
 from medplib.lineage import Lineage, load_checkpoint, save_checkpoint
@@ -15,6 +13,8 @@ from medplib.models.moe import MoEConfig, forced_expert
 from medplib.tensorfiles import StoredTensor
 from medplib.training.assemble import assemble
 from medplib.training.stage import InitConfig, Parent, StageConfig
+from tests.parity.fixtures import Case, case
+from tests.unit.convert.published_folder import write_published
 
 
 def answers(model: MedPLIB, case_: Case, expert: str | None) -> tuple[torch.Tensor, torch.Tensor]:

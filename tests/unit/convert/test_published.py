@@ -3,15 +3,15 @@ import shutil
 
 import pytest
 import torch
-from parity.fixtures import published_state
 from safetensors.torch import load_file, save_file
-from unit.convert.published_folder import write_published
 
 from medplib.convert.published import ImportOptions, export_published, import_published
 from medplib.errors import InputError
 from medplib.lineage import load_checkpoint
 from medplib.models.load import load_model
 from medplib.tensorfiles import open_tensors
+from tests.parity.fixtures import published_state
+from tests.unit.convert.published_folder import write_published
 
 FIXTURES = ("llm_dense", "llm_moe")
 
@@ -219,3 +219,20 @@ def test_llava_as_transformers_stores_it(tmp_path, layout):
     whole, found = load_checkpoint(tmp_path / "whole").tensors(), load_checkpoint(tmp_path / "ours").tensors()
     assert len(found) == len(plain)
     assert all(torch.equal(found[name], whole[name]) for name in found)
+
+
+def test_files_beside_indexed_shards_are_no_shards(tmp_path):
+    folder = write_published(tmp_path / "published", "llm_dense", binary=True)
+    torch.save({"model.mm_projector.0.bias": torch.zeros(64)}, folder / "mm_projector.bin")
+    import_published(folder, tmp_path / "ours", options(folder))
+    found = load_checkpoint(tmp_path / "ours").tensors()["projector.layers.0.bias"]
+    assert torch.equal(found, published_state("llm_dense")["model.mm_projector.0.bias"])
+
+
+def test_sizes_that_a_configuration_leaves_out_are_those_of_the_tensors(tmp_path):
+    folder = write_published(tmp_path / "published", "llm_dense", shards=1)
+    config = json.loads((folder / "config.json").read_text())
+    kept = {key: value for key, value in config.items() if key not in ("hidden_size", "num_hidden_layers", "intermediate_size")}
+    (folder / "config.json").write_text(json.dumps(kept))
+    import_published(folder, tmp_path / "ours", options(folder))
+    assert load_checkpoint(tmp_path / "ours").config["model"]["language"]["hf_config"]["intermediate_size"] == 160

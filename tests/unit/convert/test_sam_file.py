@@ -1,11 +1,11 @@
 import pytest
 import torch
-from parity.fixtures import DATA
 from safetensors.torch import load_file
 
 from medplib.convert.sam_file import import_sam
 from medplib.errors import InputError
 from medplib.lineage import load_checkpoint
+from tests.parity.fixtures import DATA
 
 
 def official() -> dict[str, torch.Tensor]:

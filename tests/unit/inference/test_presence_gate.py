@@ -17,7 +17,7 @@ def _gate(threshold: float | None, rows: int = 1) -> _PresenceGate:
     rule = None if threshold is None else PresenceCalibration(("language model",), (1.0,), 0.0, threshold, "test", 1, 1)
     model = SimpleNamespace(grounder=SimpleNamespace(presence=None))
     predictor = SimpleNamespace(seg_id=SEG, refusal_ids=[NOT], calibration=rule, model=model)
-    return _PresenceGate(predictor, object(), torch.arange(rows))
+    return _PresenceGate(predictor, object(), torch.arange(rows), scored=True)
 
 
 def _ask(gate: _PresenceGate, step: int, *rows: tuple[float, float, float], live: list[bool] | None = None) -> list[int]:

@@ -220,7 +220,7 @@ def test_direct_decoding_is_hypernetwork_times_upscaled_image():
     assert out.mask_logits.shape == (3, 64, 64)
     for n in range(3):
         one = int(image[n])
-        alone = model.upscaling(features.embedding[one : one + 1], tuple(s[one : one + 1] for s in features.skips), torch.tensor([0]))
+        alone = model.upscaling(features.embedding[one : one + 1], features.select(torch.tensor([one])), torch.tensor([0]))
         weights = model.mask_decoder.output_hypernetworks_mlps[0](prompts[n : n + 1])[:, None]
         torch.testing.assert_close(out.low_res_logits[n], model.upscaling.product(weights, alone)[0, 0], atol=1e-5, rtol=1e-5)
         strongest = out.low_res_logits[n].flatten().sort(descending=True).values[: round(0.006 * 32 * 32)].mean()
