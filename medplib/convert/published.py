@@ -98,9 +98,9 @@ def import_published(folder: Path, out: Path, options: ImportOptions, *, say: Ca
             grounder=sam_sizes(shapes) if with_grounder else None,
             template=TRAINING,
             legacy=options.legacy,
-            max_length=int(config.get("tokenizer_model_max_length", 2048)) + 1024,
+            max_length=int(config.get("tokenizer_model_max_length") or 2048),  # of the text alone
         )
-        model = replace(model, max_length=max(model.max_length, model.image_tokens + 1024))
+        model = replace(model, max_length=model.max_length + model.image_tokens)
         optional = () if with_grounder else LLAVA_LACKS
     _check(tensors, model, len(tokenizer), optional=optional, where=str(folder))
     lineage = Lineage(stage=options.stage, trained=(), steps=0, sources=_stamps(folder))
