@@ -236,3 +236,21 @@ def test_sizes_that_a_configuration_leaves_out_are_those_of_the_tensors(tmp_path
     (folder / "config.json").write_text(json.dumps(kept))
     import_published(folder, tmp_path / "ours", options(folder))
     assert load_checkpoint(tmp_path / "ours").config["model"]["language"]["hf_config"]["intermediate_size"] == 160
+
+
+def test_the_vision_tower_may_come_from_a_clip_folder(tmp_path):
+    folder = write_published(tmp_path / "published", "llm_dense", shards=1)
+    import_published(folder, tmp_path / "whole", options(folder))
+    (file,) = folder.glob("*.safetensors")
+    prefix, state = "model.vision_tower.vision_tower.", load_file(file)
+    tower = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    (tmp_path / "clip").mkdir()
+    save_file(tower | {"text_model.final_layer_norm.weight": torch.zeros(3)}, tmp_path / "clip/model.safetensors")
+    save_file({name: tensor for name, tensor in state.items() if not name.startswith(prefix)}, file)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(InputError, match="CLIP tower"):
+        import_published(folder, tmp_path / "ours", options(folder))
+    import_published(folder, tmp_path / "ours", options(folder, vision=str(tmp_path / "clip")))
+    whole, found = load_checkpoint(tmp_path / "whole").tensors(), load_checkpoint(tmp_path / "ours").tensors()
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
