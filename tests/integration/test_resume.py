@@ -150,14 +150,14 @@ def test_a_full_disk_does_not_end_the_run(trained: Trained, uninterrupted, tmp_p
     assert load_checkpoint(tmp_path / "moe").lineage.weights_sha256 == uninterrupted
 
 
-def started(trained: Trained, out: Path) -> subprocess.Popen:
+def started(trained: Trained, out: Path, *, steps: int = 40) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "medplib.fit", *arguments(trained, out, "--resume.every", "1"), "--trainer.max_steps", "40"]
+    command = [sys.executable, "-m", "medplib.fit", *arguments(trained, out, "--resume.every", "1"), "--trainer.max_steps", str(steps)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test_told_to_stop_it_writes_a_point_and_says_so(trained: Trained, tmp_path: Path) -> None:
-    process = started(trained, tmp_path / "moe")
+    process = started(trained, tmp_path / "moe", steps=5000)  # never reached
     deadline = time.monotonic() + 120
     while not list(points_folder(tmp_path / "moe").glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
