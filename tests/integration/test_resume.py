@@ -59,7 +59,7 @@ def stopped_run(trained: Trained, out: Path, monkeypatch: pytest.MonkeyPatch, st
     return sorted(points_folder(out).iterdir())
 
 
-@pytest.mark.parametrize("step", [1, 3, 7, 11])  # inside and at the end of epochs of three batches
+@pytest.mark.parametrize("step", [1, 3, 4, 7, 8, 11])  # inside and at the end of epochs of three batches
 def test_goes_on_bit_for_bit(trained: Trained, uninterrupted: str, tmp_path: Path, monkeypatch, step: int, caplog) -> None:
     caplog.set_level("INFO")
     points = stopped_run(trained, tmp_path / "moe", monkeypatch, step)
@@ -167,20 +167,26 @@ def test_told_to_stop_it_writes_a_point_and_says_so(trained: Trained, tmp_path: 
     assert "started again, the stage goes on there" in said
 
 
+@pytest.mark.skipif("MEDPLIB_KILLS" not in os.environ, reason="set MEDPLIB_KILLS to the number of deaths")
 def test_killed_at_random_moments(trained: Trained, tmp_path: Path) -> None:
-    """MEDPLIB_KILLS sets how often (20 for a thorough run); points are written in every step, so some deaths fall into writing."""
-    kills, rng = int(os.environ.get("MEDPLIB_KILLS", "2")), random.Random(0)
-    main(arguments(trained, tmp_path / "whole", "--trainer.max_steps", "40"))
+    """MEDPLIB_KILLS says how often (20 for a thorough run); points are written in every step, so some deaths fall into writing.
+
+    All runs are processes of their own: the command flushes denormal numbers to zero, which a test process does not.
+    """
+    kills, rng = int(os.environ["MEDPLIB_KILLS"]), random.Random(0)
+    assert started(trained, tmp_path / "whole").wait(timeout=300) == 0
+    folder = points_folder(tmp_path / "moe")
+
+    def newest() -> str:
+        return max((point.name for point in folder.glob("step-*")), default="")
+
     for _ in range(kills):
-        process = started(trained, tmp_path / "moe")
-        folder, before = points_folder(tmp_path / "moe"), None
-        newest = lambda folder=folder: max((p.name for p in folder.glob("step-*")), default="")  # noqa: E731
-        before = newest()
+        process, before = started(trained, tmp_path / "moe"), newest()
         while newest() == before and process.poll() is None:  # past the imports
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
-    main(arguments(trained, tmp_path / "moe", "--trainer.max_steps", "40"))
+    assert started(trained, tmp_path / "moe").wait(timeout=300) == 0
     whole, found = (load_checkpoint(tmp_path / name).tensors() for name in ("whole", "moe"))
-    assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
+    assert {name for name, tensor in whole.items() if not torch.equal(found[name], tensor)} == set()
