@@ -125,8 +125,8 @@ def _up_to_date(config, fingerprint: str) -> bool:
     lineage = load_checkpoint(stage.output, stage=stage.name, role="output").lineage
     if lineage.run_sha256 != fingerprint:
         return False
-    recorded_data = {source.file: source.sha256 for source in lineage.sources}
-    if any(recorded_data.get(Path(file).name) != sha256_file(Path(file)) for file in config.data.train if Path(file).exists()):
+    recorded_data = {(source.file, source.sha256) for source in lineage.sources}  # files of several folders may share a name
+    if any(not Path(file).exists() or (Path(file).name, sha256_file(Path(file))) not in recorded_data for file in config.data.train):
         return False
     init = stage.init
     folders = {"base": init.base, "token_rows": init.token_rows}

@@ -1,6 +1,6 @@
 """Turns a conversation into token ids, labels and positions. Question and answer are tokenized apart, so no label is found by search.
 
-Template and label rule: every answer and its end token are supervised, nothing else (medplib_facts: Vicuna-v1 style with two
+Template and label rule: every answer and its end token are supervised, nothing else (Vicuna-v1 style with two
 separators). The image placeholder is expanded here, so ids, labels and hidden states align one to one.
 """
 

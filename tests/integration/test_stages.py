@@ -145,6 +145,23 @@ def test_finished_stage_is_skipped_and_a_changed_one_is_not(trained: Trained, ca
     assert "up to date" not in caplog.text
 
 
+def test_finished_means_from_these_very_data(trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two folders with files of one name are both known, and a changed file is another stage."""
+    one, two = (Path(shutil.copytree(trained.data, tmp_path / name)) / "caption.json" for name in ("one", "two"))
+    two.write_text(json.dumps(json.loads(two.read_text())[:-1]))
+    arguments = ["--config", str(trained.configs / "align.yaml"), "--model.stage.output", str(tmp_path / "out"), "--if_finished", "skip",
+                 "--data.train", f"[{one}, {two}]"]  # fmt: skip
+    main(arguments)
+    caplog.set_level("INFO")
+    caplog.clear()
+    main(arguments)
+    assert "up to date" in caplog.text
+    caplog.clear()
+    one.write_text(json.dumps(json.loads(one.read_text())[:-2]))
+    main(arguments)
+    assert "up to date" not in caplog.text
+
+
 def _copy(trained: Trained, name: str, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained.folder(name), tmp_path / name))
 
