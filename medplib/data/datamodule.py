@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader
 
 from medplib.data.augment import AugmentConfig
 from medplib.data.collate import Collator
-from medplib.data.dataset import DrawConfig, RecordSet, StreamSampler, TrainingSet, spread
+from medplib.data.dataset import DrawConfig, RecordSet, TrainingSet, spread
 from medplib.data.encode import InputSpec, SampleEncoder
 from medplib.data.sources import read_records
+from medplib.data.stream import StreamSampler
 from medplib.errors import InputError
 from medplib.types import Record
 
@@ -27,6 +28,7 @@ class DataModule(L.LightningDataModule):
         train, val: JSON files of records; the data root of a file is `root`, or the nearest parent folder with an images/ folder.
         root: data root of all files, when it is not that.
         batch_size: images per step and rank.
+        length_window: so many batches of each rank are sorted by length together, so that less is padded; 0 keeps the order of the stream.
         draw, augment: how training samples are made.
         seed: of the training stream.
         workers: loader processes; 0 reads in the main process.
@@ -40,6 +42,7 @@ class DataModule(L.LightningDataModule):
         val: tuple[str, ...] = (),
         root: str | None = None,
         batch_size: int = 16,
+        length_window: int = 8,
         draw: DrawConfig = DrawConfig(),  # noqa: B008 (frozen)
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008 (frozen)
         seed: int = 0,
@@ -51,7 +54,7 @@ class DataModule(L.LightningDataModule):
         if not train:
             raise InputError(where="data.train", expected="at least one file of records", found="none")
         self.root = None if root is None else Path(root)
-        self.batch_size, self.draw, self.augment, self.seed = batch_size, draw, augment, seed
+        self.batch_size, self.length_window, self.draw, self.augment, self.seed = batch_size, length_window, draw, augment, seed
         self.workers, self.cache_mb = workers, cache_mb
         self.counts: dict[str, int] = {}
         self.train_records = self._read(train)
@@ -93,6 +96,9 @@ class DataModule(L.LightningDataModule):
             batch_size=self.batch_size,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
+            window=self.length_window,
+            size_of=data.text_size,
+            seed=self.seed,
         )
         if self._drawn:
             sampler.go_on_at(self._drawn)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from medplib.data.augment import AugmentConfig, Augmenter
 from medplib.data.encode import Loaded, SampleEncoder
@@ -75,6 +75,7 @@ class DrawConfig:
         conversations: at most so many conversations of an image share one image prefix.
         task_weights: task -> share of the conversations drawn; a task that is not listed is not drawn.
         absent_weight: weight of grounding conversations whose targets are all absent, relative to the others.
+        several_weight: weight of grounding conversations about several targets, relative to those about one.
         mosaic: share of samples made of two images side by side.
         balance: "images" draws images evenly, "sources" draws sources evenly.
     """
@@ -84,6 +85,7 @@ class DrawConfig:
         default_factory=lambda: {"caption": 1.0, "vqa_closed": 1.0, "vqa_open": 1.0, "region": 1.0, "grounding": 1.0}
     )
     absent_weight: float = 1.0
+    several_weight: float = 1.0
     mosaic: float = 0.0
     balance: str = "images"
 
@@ -122,11 +124,15 @@ class TrainingSet(Dataset):
     def _record_weights(self, group: list[Record]) -> np.ndarray:
         """Weight per record so that tasks are drawn as configured however many records each has."""
         counts: dict[str, float] = defaultdict(float)
-        factors = [self.draw.absent_weight if r.targets and all(t.mask is None for t in r.targets) else 1.0 for r in group]
+        factors = [self._factor(r) for r in group]
         for record, factor in zip(group, factors, strict=True):
             counts[record.meta.task] += factor
         weights = [self.draw.task_weights[r.meta.task] * f / max(counts[r.meta.task], 1e-9) for r, f in zip(group, factors, strict=True)]
         return np.array(weights)
+
+    def _factor(self, record: Record) -> float:
+        absent = bool(record.targets) and all(t.mask is None for t in record.targets)
+        return (self.draw.absent_weight if absent else 1.0) * (self.draw.several_weight if len(record.targets) > 1 else 1.0)
 
     def _draw_group(self, rng: np.random.Generator) -> tuple[Record, ...]:
         if self.draw.balance == "sources":
@@ -139,45 +145,26 @@ class TrainingSet(Dataset):
         chosen = rng.choice(len(group), size=count, replace=False, p=weights / weights.sum())
         return tuple(group[i] for i in chosen)
 
+    def _drawn(self, rng: np.random.Generator) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+        """The conversations of a sample, and those about the image put beside it; none where it stands alone."""
+        group = self._draw_group(rng)
+        return group, self._draw_group(rng) if rng.random() < self.draw.mosaic else ()
+
+    def text_size(self, index: int) -> int:
+        """Characters of the conversations of a sample; says without reading its files which samples are about as long."""
+        return sum(len(turn.text) for group in self._drawn(self._rng(index)) for record in group for turn in record.turns)
+
+    def _rng(self, index: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, int(index)])
+
     def __getitem__(self, index: int) -> Sample:
-        rng = np.random.default_rng([self.seed, int(index)])
-        loaded = self.augment(load_records(self._draw_group(rng), self.cache), rng)
-        if rng.random() < self.draw.mosaic:
-            joined = mosaic(loaded, self.augment(load_records(self._draw_group(rng), self.cache), rng))
+        rng = self._rng(index)
+        group, beside = self._drawn(rng)
+        loaded = self.augment(load_records(group, self.cache), rng)
+        if beside:
+            joined = mosaic(loaded, self.augment(load_records(beside, self.cache), rng))
             loaded = joined if joined is not None else loaded
         return self.encoder.encode(loaded)
-
-
-class StreamSampler(Sampler[int]):
-    """Positions of the endless stream for one rank: epoch e covers samples e * length to (e + 1) * length.
-
-    Args:
-        length: samples of an epoch, over all ranks.
-        batch_size: samples per batch and rank; what is left of an epoch behind the last whole batch is not drawn.
-        rank, world_size: this rank among how many.
-    """
-
-    def __init__(self, length: int, *, batch_size: int = 1, rank: int = 0, world_size: int = 1) -> None:
-        self.length, self.batch_size, self.rank, self.world_size, self.epoch = length, batch_size, rank, world_size, 0
-        self._first: tuple[int, int] | None = None
-
-    def go_on_at(self, batches: int) -> None:
-        """Begin behind `batches` batches, whatever epoch the trainer says it is in when the first sample is drawn."""
-        epoch, inside = divmod(batches, max(1, len(self) // self.batch_size))
-        self._first = (epoch, inside * self.batch_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of every epoch."""
-        self.epoch = epoch
-
-    def __iter__(self):
-        (epoch, skip), self._first = self._first or (self.epoch, 0), None
-        start = epoch * self.length
-        end = start + self.length - self.length % self.world_size
-        return iter(range(start + self.rank + skip * self.world_size, end, self.world_size))
-
-    def __len__(self) -> int:
-        return self.length // self.world_size
 
 
 class RecordSet(Dataset):

@@ -13,7 +13,8 @@ from medplib.data.sources import read_records
 from medplib.errors import InputError
 from medplib.evaluation.bootstrap import Bootstrap
 from medplib.evaluation.controls import mosaic_control, shuffled_questions
-from medplib.evaluation.figures import Figure, NamedFigure, Rule, named, write_metrics
+from medplib.evaluation.experts import Rival, compare
+from medplib.evaluation.figures import NamedFigure, Rule, named, write_metrics
 from medplib.evaluation.grounding import summarise_grounding
 from medplib.evaluation.presence import fit_presence
 from medplib.evaluation.protocols import STRICT
@@ -167,26 +168,29 @@ class Suite:
             self._expert_controls(asked)
 
     def _expert_controls(self, asked: list[Record]) -> None:
-        """The same questions to the router, to each expert alone, and to the stages the experts came from."""
+        """The same questions to the router, to each expert alone, and to the stages the experts came from.
+
+        Every model refuses by its own rule, fitted on the same questions, or the comparison would be one of thresholds.
+        """
         c = self.config.controls
         closed = [r for r in self._records(self.config.vqa, limit=0) if r.meta.task == "vqa_closed"]
         grounding, closed = spread(asked, c.experts), spread(closed, c.experts)
-        rows = [("router", self.predictor)]
-        rows += [(f"force_{name}", Predictor(self.checkpoint, expert=name)) for name in self.predictor.model.language.expert_names]
-        if c.grounding_parent:
-            parent = Predictor(c.grounding_parent, calibrated=False)
-            if self.config.calibrate:  # by its own rule of the same kind, or the comparison would be one of thresholds
-                parent.calibration = self._calibration(parent, "calibration_grounding_parent")
-            rows.append(("grounding_parent", parent))
-        rows += [("vl_parent", Predictor(c.vl_parent, calibrated=False))] if c.vl_parent else []
-        for name, predictor in rows:
-            items: list[tuple[str, Figure | None]] = []
-            if predictor.model.grounder is not None:
-                results = self._ask(predictor, grounding, f"control_{name}_grounding")
-                items.append(("mdice", summarise_grounding(results.of(STRICT), STRICT, self.bootstrap).mdice))
-            text = self._ask(predictor, closed, f"control_{name}_closed").text
-            items.append(("closed_accuracy", summarise_vqa(text, self.bootstrap).closed.get("exact")))
-            self.figures += named(f"controls.{name}", items)
+
+        def rival(name: str, predictor: Predictor) -> Rival:
+            draws = predictor.model.grounder is not None
+            if draws and self.config.calibrate and predictor is not self.predictor:
+                predictor.calibration = self._calibration(predictor, f"calibration_{name}")
+            located = self._ask(predictor, grounding, f"control_{name}_grounding") if draws else None
+            return Rival(name, located, self._ask(predictor, closed, f"control_{name}_closed"))
+
+        router = rival("router", self.predictor)
+        others = [
+            rival(f"force_{name}", Predictor(self.checkpoint, expert=name, calibrated=not self.config.calibrate))
+            for name in self.predictor.model.language.expert_names
+        ]
+        parents = {"grounding_parent": c.grounding_parent, "vl_parent": c.vl_parent}
+        others += [rival(name, Predictor(folder, calibrated=False)) for name, folder in parents.items() if folder]
+        self.figures += compare(router, others, self.bootstrap)
 
 
 def stage_seconds(lineage: Lineage) -> list[NamedFigure]:

@@ -17,6 +17,7 @@ from medplib.data.collate import Collator
 from medplib.data.encode import Loaded, SampleEncoder
 from medplib.data.sources.questions import names_in_question
 from medplib.inference.calibration import PresenceCalibration
+from medplib.inference.gate import PresenceGate
 from medplib.inference.generate import Generated, generate
 from medplib.lineage import load_checkpoint
 from medplib.models.build import input_spec
@@ -105,6 +106,7 @@ class Predictor:
         self.seg_id, self.eos_id = self.tokenizer.convert_tokens_to_ids(SEG), self.tokenizer.eos_token_id
         starts = [self.tokenizer(words, add_special_tokens=False)["input_ids"][0] for words in REFUSAL_STARTS]
         self.refusal_ids = sorted(set(starts))
+        self.comma_id = self.tokenizer(" liver,", add_special_tokens=False)["input_ids"][-1]
         self.spec = input_spec(self.config, with_sam=self.model.grounder is not None)
         path, weights = self.checkpoint.folder / CALIBRATION, self.checkpoint.lineage.weights_sha256
         self.calibration = PresenceCalibration.load(path, weights_sha256=weights) if calibrated and path.exists() else None
@@ -142,7 +144,7 @@ class Predictor:
         with forcing, halves:
             shown, features = self._encode(batch)
             image_of_row = self._image_of_row(batch)
-            gate = _PresenceGate(self, features, image_of_row, scored=scored)
+            gate = PresenceGate(self, features, image_of_row, scored=scored)
             limits = {"eos_id": self.eos_id, "seg_id": self.seg_id, "max_new_tokens": self.max_new_tokens}
             out = generate(self.model, batch, **limits, decide=gate.decide, features=shown)
             return self._assemble(batch, out, gate, features, image_of_row, with_fallback=with_fallback)
@@ -177,7 +179,7 @@ class Predictor:
         self,
         batch: Batch,
         out: Generated,
-        gate: _PresenceGate,
+        gate: PresenceGate,
         features: ImageFeatures | None,
         image_of_row: torch.Tensor,
         *,
@@ -220,70 +222,6 @@ class Predictor:
         else:
             maps = unpad_resize(out.mask_logits, batch.letterboxes, images)
         return [torch.sigmoid(m.float()).cpu().numpy() for m in maps], out.quality, out.presence_logit
-
-
-class _PresenceGate:
-    """Decides between `<SEG>` and a refusal wherever the language model hesitates between them; keeps the scores it saw.
-
-    It hesitates where `<SEG>` and the words that start a refusal together have most of the probability; other answers are untouched.
-    `lm_logit` and `presence_logit` are those of the first answer token; `decisions` holds, per row, the probability at each decision,
-    `said` that behind each `<SEG>`, in order.
-    """
-
-    ASKED = 0.5
-
-    def __init__(self, predictor: Predictor, features: ImageFeatures | None, image_of_row: torch.Tensor, *, scored: bool) -> None:
-        self.predictor, self.features, self.image_of_row, self.scored = predictor, features, image_of_row, scored
-        self.lm_logit: list[float] = []
-        self.presence_logit: list[float | None] = []
-        self.decisions: list[list[float]] = [[] for _ in image_of_row]
-        self.said: list[list[float | None]] = [[] for _ in image_of_row]
-
-    def decide(self, step: int, states: torch.Tensor, logprobs: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
-        """See `medplib.inference.generate.Decide`."""
-        seg_id = self.predictor.seg_id
-        seg, rest = logprobs[:, seg_id], logprobs.clone()
-        rest[:, seg_id] = -torch.inf
-        lm_logit = seg - rest.logsumexp(dim=-1)
-        refusals = self.predictor.refusal_ids
-        asked = live & (seg.exp() + logprobs[:, refusals].exp().sum(dim=1) > self.ASKED)
-        judged = live if step == 0 and self.scored else asked
-        presence_logit = self._head(states, judged)
-        probability = self._probability(lm_logit, presence_logit, judged)
-        if step == 0:
-            self.lm_logit, self.presence_logit = lm_logit.tolist(), presence_logit
-        chosen = logprobs.argmax(dim=-1)
-        for row in asked.nonzero().squeeze(1).tolist():
-            if probability[row] is not None:
-                self.decisions[row].append(probability[row])
-                present = probability[row] >= self.predictor.calibration.threshold
-                chosen[row] = seg_id if present else refusals[int(logprobs[row, refusals].argmax())]
-        for row in (live & (chosen == seg_id)).nonzero().squeeze(1).tolist():
-            self.said[row].append(probability[row])
-        return chosen
-
-    def _head(self, states: torch.Tensor, rows: torch.Tensor) -> list[float | None]:
-        """The presence head's logit for the states of `rows` (B,) bool; None elsewhere and without a head."""
-        model = self.predictor.model
-        found: list[float | None] = [None] * len(states)
-        if self.features is None or model.grounder.presence is None or not bool(rows.any()):
-            return found
-        out = model.grounder.decode(self.features, self.image_of_row[rows], model.seg_projector(states[rows]))
-        for row, logit in zip(rows.nonzero().squeeze(1).tolist(), out.presence_logit.tolist(), strict=True):
-            found[row] = logit
-        return found
-
-    def _probability(self, lm_logit: torch.Tensor, presence_logit: list[float | None], rows: torch.Tensor) -> list[float | None]:
-        """The calibrated probability for `rows`; None elsewhere and without a calibration."""
-        found: list[float | None] = [None] * len(rows)
-        calibration = self.predictor.calibration
-        if calibration is None or self.features is None:
-            return found
-        logits = {"language model": lm_logit.tolist(), "presence head": presence_logit}
-        for row in rows.nonzero().squeeze(1).tolist():
-            used = np.array([[logits[name][row] for name in calibration.names]], np.float64)
-            found[row] = float(calibration.probability(used)[0])
-        return found
 
 
 def _name(text: str, index: int, question: str) -> str:

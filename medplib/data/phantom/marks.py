@@ -7,6 +7,8 @@ import numpy as np
 
 from medplib.data.phantom.scene import Scene
 
+LETTERED_SHARE = 0.35
+
 
 def _curve(size: tuple[int, int], rng: np.random.Generator, bend: float) -> np.ndarray:
     """A random curve across the image as (N, 1, 2) int32 points with four fractional bits."""
@@ -18,8 +20,25 @@ def _curve(size: tuple[int, int], rng: np.random.Generator, bend: float) -> np.n
     return np.round(points * 16).astype(np.int32).reshape(-1, 1, 2)
 
 
+def _burn_letters(canvas: np.ndarray, rng: np.random.Generator) -> None:
+    """Lines of something like letters near a corner, in place; as a device burns them in, whatever lies there: small or large, grey or
+    white, over the body or beside it.
+    """
+    height, width = canvas.shape
+    letters = (rng.random((6 * int(rng.integers(1, 3)) - 1, 18)) < 0.5).astype(np.float32)
+    letters[:, 3::4] = 0
+    letters[5::6] = 0
+    scale = float(rng.uniform(1.0, 2.2))
+    letters = cv2.resize(letters, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    tall, wide = (min(a, b) for a, b in zip(letters.shape, canvas.shape, strict=True))
+    inset = np.abs(rng.integers(0, 2, 2) - rng.uniform(0, 0.12, 2))  # of the free rows and columns
+    top, left = (inset * (height - tall, width - wide)).astype(int)
+    patch = canvas[top : top + tall, left : left + wide]
+    np.maximum(patch, float(rng.uniform(0.7, 1.0)) * letters[:tall, :wide], out=patch)
+
+
 def draw_marks(canvas: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """The grey canvas (H, W) with a thin tube, some bubbles and a corner mark, each in a part of the images."""
+    """The grey canvas (H, W) with a thin tube, some bubbles and letters near a corner, each in a part of the images."""
     canvas = np.ascontiguousarray(canvas, dtype=np.float32)
     height, width = canvas.shape
     if rng.random() < 0.35:
@@ -29,13 +48,8 @@ def draw_marks(canvas: np.ndarray, scene: Scene, rng: np.random.Generator) -> np
         for _ in range(int(rng.integers(2, 6))):
             at = (int(rng.integers(0, width)), int(rng.integers(0, height)))
             cv2.circle(canvas, at, int(rng.integers(1, 3)), float(rng.choice([0.04, 0.9])), thickness=-1)
-    if rng.random() < 0.3:
-        left = int(rng.choice([3, width - 24]))
-        top = int(rng.choice([3, height - 8]))
-        letters = (rng.random((5, 18)) < 0.5).astype(np.float32)
-        letters[:, 3::4] = 0
-        patch = canvas[top : top + 5, left : left + 18]
-        np.maximum(patch, 0.9 * letters[: patch.shape[0], : patch.shape[1]], out=patch)
+    if rng.random() < LETTERED_SHARE:
+        _burn_letters(canvas, rng)
     return canvas
 
 

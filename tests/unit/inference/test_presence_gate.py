@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from medplib.inference.calibration import PresenceCalibration
-from medplib.inference.predictor import _PresenceGate
+from medplib.inference.gate import ListedNames, PresenceGate
 
 SEG, NOT, YES = 2, 1, 0
 
 
-def _gate(threshold: float | None, rows: int = 1) -> _PresenceGate:
+def _gate(threshold: float | None, rows: int = 1) -> PresenceGate:
     rule = None if threshold is None else PresenceCalibration(("language model",), (1.0,), 0.0, threshold, "test", 1, 1)
     model = SimpleNamespace(grounder=SimpleNamespace(presence=None))
-    predictor = SimpleNamespace(seg_id=SEG, refusal_ids=[NOT], calibration=rule, model=model)
-    return _PresenceGate(predictor, object(), torch.arange(rows), scored=True)
+    predictor = SimpleNamespace(seg_id=SEG, refusal_ids=[NOT], comma_id=9, calibration=rule, model=model)
+    return PresenceGate(predictor, object(), torch.arange(rows), scored=True)
 
 
-def _ask(gate: _PresenceGate, step: int, *rows: tuple[float, float, float], live: list[bool] | None = None) -> list[int]:
+def _ask(gate: PresenceGate, step: int, *rows: tuple[float, float, float], live: list[bool] | None = None) -> list[int]:
     probabilities = torch.tensor(rows)
     alive = torch.tensor(live if live is not None else [True] * len(rows))
     return gate.decide(step, torch.zeros(len(rows), 4), probabilities.log(), alive).tolist()
@@ -49,3 +49,35 @@ def test_scores_of_the_first_word_are_kept_and_each_mask_has_its_own() -> None:
     assert gate.decisions[1] == pytest.approx([0.8])
     assert gate.said[0] == pytest.approx([0.9])  # a finished row says nothing more
     assert gate.said[1] == pytest.approx([0.8])
+
+
+COMMA, LEFT, KIDNEY, LUNG = 9, 10, 11, 12
+
+
+@pytest.mark.parametrize(
+    ("said", "repeats"),
+    [
+        ([], []),
+        ([LEFT, KIDNEY], []),  # nothing is decided yet
+        ([LEFT, KIDNEY, SEG, COMMA], []),  # "left" may begin another name
+        ([LEFT, KIDNEY, SEG, COMMA, LEFT], [KIDNEY]),
+        ([LEFT, KIDNEY, NOT, YES, COMMA, LEFT], [KIDNEY]),  # whatever the decision was, and the words behind it are no name
+        ([LEFT, KIDNEY, NOT, LEFT], []),
+        ([LUNG, SEG, COMMA], [LUNG]),
+        ([LUNG, SEG, COMMA, LEFT, KIDNEY, SEG, COMMA], [LUNG]),
+        ([SEG, COMMA, SEG, COMMA], []),  # masks without names may follow one another
+    ],
+)
+def test_a_name_that_has_its_decision_is_not_completed_again(said: list[int], repeats: list[int]) -> None:
+    names = ListedNames(COMMA)
+    for token in said:
+        names.note(token, decided=token in (SEG, NOT))
+    assert names.repeats() == repeats
+
+
+def test_the_next_name_is_said_instead_of_one_that_has_its_decision() -> None:
+    gate = _gate(None)
+    lung, seg, comma = (torch.full((1, 13), 1e-6).index_fill(1, torch.tensor([token]), 0.9) for token in (LUNG, SEG, COMMA))
+    again = lung.index_fill(1, torch.tensor([KIDNEY]), 0.05)
+    said = [int(gate.decide(step, torch.zeros(1, 4), p.log(), torch.tensor([True]))) for step, p in enumerate([lung, seg, comma, again])]
+    assert said == [LUNG, SEG, COMMA, KIDNEY]

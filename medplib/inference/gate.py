@@ -1,0 +1,120 @@
+"""Where an answer decides between a mask and a refusal, and about what it has decided already."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from medplib.models.features import ImageFeatures
+
+if TYPE_CHECKING:
+    from medplib.inference.predictor import Predictor
+
+
+class ListedNames:
+    """The names that one answer has decided about.
+
+    Args:
+        comma_id: the token between two names.
+    """
+
+    def __init__(self, comma_id: int) -> None:
+        self.comma_id = comma_id
+        self.names: set[tuple[int, ...]] = set()
+        self.begun: tuple[int, ...] | None = ()
+        """Tokens of the name that is being said; None behind a decision, until the next comma."""
+
+    def repeats(self) -> list[int]:
+        """Tokens that would complete a name which has its decision."""
+        return [] if self.begun is None else [name[-1] for name in self.names if name[:-1] == self.begun]
+
+    def note(self, token: int, *, decided: bool) -> None:
+        """Take the next token; `decided` where it is the choice between a mask and a refusal."""
+        if token == self.comma_id:
+            self.begun = ()
+        elif decided:
+            if self.begun:
+                self.names.add(self.begun)
+            self.begun = None
+        elif self.begun is not None:
+            self.begun = (*self.begun, token)
+
+
+class PresenceGate:
+    """Decides between `<SEG>` and a refusal wherever the language model hesitates between them; keeps the scores it saw.
+
+    It hesitates where `<SEG>` and the words that start a refusal together have most of the probability; other answers are untouched.
+    An answer about several things decides about each once: a name that has its decision is not begun again behind a comma, where a language
+    model that lost its place would repeat it and never come to the next (as `no_repeat_ngram_size` of transformers does for n-grams).
+
+    `lm_logit` and `presence_logit` are those of the first answer token; `decisions` holds, per row, the probability at each decision,
+    `said` that behind each `<SEG>`, in order.
+    """
+
+    ASKED = 0.5
+
+    def __init__(self, predictor: Predictor, features: ImageFeatures | None, image_of_row: torch.Tensor, *, scored: bool) -> None:
+        self.listed = [ListedNames(predictor.comma_id) for _ in image_of_row]
+        self.predictor, self.features, self.image_of_row, self.scored = predictor, features, image_of_row, scored
+        self.lm_logit: list[float] = []
+        self.presence_logit: list[float | None] = []
+        self.decisions: list[list[float]] = [[] for _ in image_of_row]
+        self.said: list[list[float | None]] = [[] for _ in image_of_row]
+
+    def decide(self, step: int, states: torch.Tensor, logprobs: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+        """See `medplib.inference.generate.Decide`."""
+        seg_id = self.predictor.seg_id
+        seg, rest = logprobs[:, seg_id], logprobs.clone()
+        rest[:, seg_id] = -torch.inf
+        lm_logit = seg - rest.logsumexp(dim=-1)
+        refusals = self.predictor.refusal_ids
+        asked = live & (seg.exp() + logprobs[:, refusals].exp().sum(dim=1) > self.ASKED)
+        judged = live if step == 0 and self.scored else asked
+        presence_logit = self._head(states, judged)
+        probability = self._probability(lm_logit, presence_logit, judged)
+        if step == 0:
+            self.lm_logit, self.presence_logit = lm_logit.tolist(), presence_logit
+        chosen = self._unrepeated(logprobs).argmax(dim=-1)
+        for row in asked.nonzero().squeeze(1).tolist():
+            if probability[row] is not None:
+                self.decisions[row].append(probability[row])
+                present = probability[row] >= self.predictor.calibration.threshold
+                chosen[row] = seg_id if present else refusals[int(logprobs[row, refusals].argmax())]
+        for row in (live & (chosen == seg_id)).nonzero().squeeze(1).tolist():
+            self.said[row].append(probability[row])
+        for row in live.nonzero().squeeze(1).tolist():
+            self.listed[row].note(int(chosen[row]), decided=bool(asked[row]))
+        return chosen
+
+    def _unrepeated(self, logprobs: torch.Tensor) -> torch.Tensor:
+        """The log-probabilities (B, V) without the tokens that would repeat a name."""
+        repeats = [(row, token) for row, names in enumerate(self.listed) for token in names.repeats()]
+        if not repeats:
+            return logprobs
+        rows, tokens = zip(*repeats, strict=True)
+        return logprobs.index_put((torch.tensor(rows), torch.tensor(tokens)), logprobs.new_tensor(-torch.inf))
+
+    def _head(self, states: torch.Tensor, rows: torch.Tensor) -> list[float | None]:
+        """The presence head's logit for the states of `rows` (B,) bool; None elsewhere and without a head."""
+        model = self.predictor.model
+        found: list[float | None] = [None] * len(states)
+        if self.features is None or model.grounder.presence is None or not bool(rows.any()):
+            return found
+        out = model.grounder.decode(self.features, self.image_of_row[rows], model.seg_projector(states[rows]))
+        for row, logit in zip(rows.nonzero().squeeze(1).tolist(), out.presence_logit.tolist(), strict=True):
+            found[row] = logit
+        return found
+
+    def _probability(self, lm_logit: torch.Tensor, presence_logit: list[float | None], rows: torch.Tensor) -> list[float | None]:
+        """The calibrated probability for `rows`; None elsewhere and without a calibration."""
+        found: list[float | None] = [None] * len(rows)
+        calibration = self.predictor.calibration
+        if calibration is None or self.features is None:
+            return found
+        logits = {"language model": lm_logit.tolist(), "presence head": presence_logit}
+        for row in rows.nonzero().squeeze(1).tolist():
+            used = np.array([[logits[name][row] for name in calibration.names]], np.float64)
+            found[row] = float(calibration.probability(used)[0])
+        return found
