@@ -24,6 +24,7 @@ from medplib.lineage import CONFIG, TOKENIZER, WEIGHTS, Checkpoint, Lineage, Sou
 from medplib.models.bridge import BUFFERS, our_names, published_layout, published_name
 from medplib.models.build import ModelConfig, build_model
 from medplib.models.language import TOKEN_TABLES
+from medplib.models.pretrained import refuse_code
 from medplib.models.projector import ProjectorConfig
 from medplib.paths import new_folder
 from medplib.tensorfiles import StoredTensor, open_tensors, shard_plan, write_safetensors
@@ -188,9 +189,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(where=file, expected="the config.json of a published folder", found=type(error).__name__) from None
     if not isinstance(config, dict):
         raise InputError(where=file, expected="an object", found=type(config).__name__)
-    if remote := [key for key in ("auto_map", "trust_remote_code", "custom_pipelines") if config.get(key)]:
-        raise InputError(where=file, expected="a configuration without code", found=f"{remote[0]}: {config[remote[0]]}",
-                         remedy="code that comes with a model is never run; remove the entry if the weights do without it")  # fmt: skip
+    refuse_code(config, where=file)
     return config
 
 

@@ -14,8 +14,11 @@ from medplib.errors import InputError
 from medplib.models.config_grounding import GrounderConfig
 from medplib.models.conv_encoder import STATISTICS
 from medplib.models.grounding import build_grounder, valid_mask
+from medplib.models.pretrained import load_pretrained, load_timm, pretrained_config
 from medplib.types import Letterbox
 
+CLIP_TEXT = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
+"""Tensors of a whole CLIP model that its vision tower leaves alone."""
 EVIDENCE_SCALE = 4.0
 """Mask logits are divided by it before tanh: most stay where the curve is nearly straight, none can drown the others."""
 
@@ -100,11 +103,12 @@ class _Clip(nn.Module):
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
         if config.pretrained:
-            model = CLIPVisionModel.from_pretrained(config.name, trust_remote_code=False)
+            model = load_pretrained(CLIPVisionModel, config.name, beside=CLIP_TEXT)
         elif config.hf_config is not None:
             model = CLIPVisionModel(CLIPVisionConfig(**config.hf_config))
         else:
-            model = CLIPVisionModel(CLIPVisionConfig.from_pretrained(config.name, trust_remote_code=False))
+            found = pretrained_config(config.name)
+            model = CLIPVisionModel(CLIPVisionConfig(**found.get("vision_config", found)))
         self.model = getattr(model, "vision_model", model)  # some versions of transformers wrap it once more
         found = self.model.config.image_size // self.model.config.patch_size
         if (found, self.model.config.image_size) != (config.grid, config.image_size):
@@ -173,9 +177,7 @@ class _Tokens(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        import timm
-
-        self.model = timm.create_model(config.name, pretrained=config.pretrained, img_size=config.image_size, num_classes=0)
+        self.model = load_timm(config.name, pretrained=config.pretrained, img_size=config.image_size, num_classes=0)
         self.width = self.model.num_features
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -189,10 +191,8 @@ class _Maps(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        import timm
-
         self.grid, self.width = config.grid, config.width
-        self.model = timm.create_model(config.name, pretrained=config.pretrained, features_only=True, out_indices=config.levels)
+        self.model = load_timm(config.name, pretrained=config.pretrained, features_only=True, out_indices=config.levels)
         self.fuse = nn.Sequential(nn.Conv2d(sum(self.model.feature_info.channels()), config.width, 1), nn.GELU())
         self.out = nn.Conv2d(config.width, config.width, 3, padding=1)
 
