@@ -45,6 +45,7 @@ class VisionConfig:
         names: things that encoder has learnt to draw, for kind "grounder". For each, the evidence that a cell shows it is one more channel
             behind the fused ones; the projector makes one more token of it, and words that name the thing carry it.
         name_ids: token ids of the names, written out by the stage that starts the encoder.
+        pixel_mean, pixel_std: of red, green and blue between 0 and 1, as the encoder was trained with; CLIP's when left out.
     """
 
     kind: Literal["clip", "timm", "grounder"] = "timm"
@@ -58,6 +59,8 @@ class VisionConfig:
     grounder: GrounderConfig | None = None
     names: tuple[str, ...] = ()
     name_ids: tuple[tuple[int, ...], ...] = ()
+    pixel_mean: tuple[float, float, float] = CLIP_MEAN
+    pixel_std: tuple[float, float, float] = CLIP_STD
 
     def __post_init__(self) -> None:
         if self.names and self.kind != "grounder":
@@ -78,11 +81,11 @@ class VisionEncoder(nn.Module):
         self.grid, self.image_size = config.grid, config.image_size
         self.backbone = {"clip": _Clip, "timm": _timm, "grounder": _Grounder}[config.kind](config)
         self.width, self.names = self.backbone.width, config.names
-        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(CLIP_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(config.pixel_mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.pixel_std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: torch.Tensor, letterboxes: Sequence[Letterbox]) -> torch.Tensor:
-        """See the class; normalisation (CLIP mean and standard deviation, or the grounder's) happens here, on the device.
+        """See the class; normalisation happens here, on the device.
 
         Only kind "grounder" tells padding from image, by the original sizes in the I letterboxes (of whatever square).
         """
