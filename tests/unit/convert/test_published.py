@@ -170,6 +170,10 @@ def _broken_tokenizer(folder):
     (folder / "tokenizer.json").write_text("{}")
 
 
+def _code_beside_tokenizer(folder):
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}))
+
+
 def _code_beside_clip(folder):
     clip = json.loads((folder / "clip.json").read_text())
     (folder / "clip.json").write_text(json.dumps({**clip, "auto_map": {"AutoModel": "evil.Model"}}))
@@ -191,6 +195,7 @@ def _broken_clip(folder):
         (_twice, "one tensor that becomes model.norm.weight"),
         (_no_tokenizer, "tokenizer.json or tokenizer.model"),
         (_broken_tokenizer, "a LLaMA tokenizer"),
+        (_code_beside_tokenizer, "auto_map"),
         (_code_beside_clip, "auto_map"),
         (_broken_clip, "clip.json"),
         (_changed_config(text_config={"auto_map": {"AutoModel": "evil.Model"}}), "auto_map"),

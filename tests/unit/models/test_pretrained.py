@@ -11,6 +11,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionModel, Qwen2Config, Qw
 from medplib.errors import InputError
 from medplib.models.language import LanguageConfig, LanguageModel
 from medplib.models.vision import VisionConfig, VisionEncoder
+from medplib.tokenizer import load_tokenizer
 
 UP = "model.layers.1.mlp.up_proj.weight"
 
@@ -78,6 +79,17 @@ def test_what_is_not_whole_is_refused(tmp_path, monkeypatch, qwen, damage, says)
         language(folder)
     assert len(str(error.value).splitlines()) == 1
     assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(None, "no vocabulary"), ("{}", "tokenizer folder"), ("{", "tokenizer folder"), ("[]", "tokenizer")]
+)
+def test_a_tokenizer_that_is_not_there_is_no_empty_one(tmp_path, qwen, content, says):
+    folder = shutil.copytree(qwen, tmp_path / "lm")
+    if content is not None:
+        (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match=says):
+        load_tokenizer(folder)
 
 
 def test_the_vision_tower_of_a_whole_clip_model(tmp_path):
