@@ -7,7 +7,9 @@ in them runs). Written: safetensors, byte for byte what was given.
 from __future__ import annotations
 
 import json
+import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,10 +61,9 @@ def open_tensors(path: str | Path) -> dict[str, StoredTensor]:
     path = Path(path)
     if path.is_file():
         return _open_file(path)
-    shards = _indexed(path) or _shards(path)
     found: dict[str, StoredTensor] = {}
     origin: dict[str, Path] = {}
-    for shard in shards:
+    for shard in tensor_files(path):
         for name, tensor in _open_file(shard).items():
             if name in found:
                 raise InputError(where=shard, expected="every tensor in one shard", found=f"{name} in {origin[name].name} as well",
@@ -70,6 +71,12 @@ def open_tensors(path: str | Path) -> dict[str, StoredTensor]:
             found[name], origin[name] = tensor, shard
     _check_index(path, origin)
     return found
+
+
+def tensor_files(path: str | Path) -> list[Path]:
+    """The files that `open_tensors` reads: the file itself, or the shards of a folder and nothing that lies beside them."""
+    path = Path(path)
+    return [path] if path.is_file() else _indexed(path) or _shards(path)
 
 
 def _indexed(folder: Path) -> list[Path]:
@@ -87,8 +94,8 @@ def _weight_map(index: Path) -> dict[str, str]:
         files = list(where.values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(where=index, expected="an index with a weight_map", found=f"{type(error).__name__}") from None
-    if not all(isinstance(file, str) and Path(file).name == file for file in files):
-        raise InputError(where=index, expected="names of shards beside it", found="a path", remedy="shards must lie in the folder")
+    if bad := [file for file in files if not (isinstance(file, str) and Path(file).name == file and Path(file).suffix)]:
+        raise InputError(where=index, expected="names of shards beside it", found=repr(bad[0])[:80], remedy="shards must lie in the folder")
     return where
 
 
@@ -124,6 +131,8 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
                 part = file.get_slice(name)
+                if part.get_dtype() not in _DTYPES:
+                    raise InputError(where=path, expected=f"tensors of {', '.join(_DTYPES)}", found=f"{name}: {part.get_dtype()}")
                 found[name] = StoredTensor(_DTYPES[part.get_dtype()], tuple(part.get_shape()), _reader(path, name))
     except (SafetensorError, OSError, KeyError) as error:
         raise InputError(where=path, expected="a safetensors file", found=_first_line(error)) from None
@@ -140,9 +149,13 @@ def _reader(path: Path, name: str) -> Callable[[], torch.Tensor]:
 
 def _open_torch(path: Path) -> dict[str, StoredTensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # old files cannot be mapped
+        with warnings.catch_warnings():  # the reader warns of what it then refuses
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # old files cannot be mapped
     except Exception as error:  # whatever a hostile or broken file makes the reader raise, the file is refused
-        raise InputError(where=path, expected="a PyTorch file that holds tensors and no code", found=_first_line(error),
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        other = "objects that are no tensors" if type(error).__name__ == "UnpicklingError" else _first_line(error)
+        raise InputError(where=path, expected="a PyTorch file that holds tensors and no code", found=f"code: {code[1]}" if code else other,
                          remedy="convert it to safetensors where it came from; nothing in it was run") from None  # fmt: skip
     for key in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -150,6 +163,10 @@ def _open_torch(path: Path) -> dict[str, StoredTensor]:
             break
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(where=path, expected="named tensors", found=f"{type(state).__name__} of other values")
+    for name, tensor in state.items():
+        if tensor.dtype not in _NAMES or tensor.layout != torch.strided or tensor.is_meta:
+            kind = "without values" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
+            raise InputError(where=path, expected=f"dense tensors of {', '.join(_NAMES.values())}", found=f"{name}: {kind}")
     return {str(name): StoredTensor.of(tensor) for name, tensor in state.items()}
 
 

@@ -53,13 +53,13 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer folder (or, for pretrained language models, a hub id) and make sure the special tokens are there."""
     from transformers import AutoTokenizer
 
+    remedy = "make one with `python -m medplib.prepare tokenizer`, or name a language model that has one"
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            where=path,
-            expected="a tokenizer folder",
-            found=str(error).splitlines()[0],
-            remedy="make one with `python -m medplib.prepare tokenizer`, or name a language model that has one",
-        ) from None
+    except Exception as error:  # broken files make it raise whatever they hit upon
+        found = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(where=path, expected="a tokenizer folder", found=found, remedy=remedy) from None
+    words = set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens)
+    if not words:  # some of its classes start empty where files are missing
+        raise InputError(where=path, expected="a tokenizer folder", found="no vocabulary", remedy=remedy)
     return with_special_tokens(tokenizer)

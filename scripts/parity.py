@@ -51,6 +51,7 @@ def main() -> None:
         *(golden.forward_rows(folder) for folder in fixtures),
         golden.forward_rows("llm_moe", top_k=2),
         *(golden.loss_rows(folder) for folder in fixtures),
+        golden.loss_rows("llm_moe", top_k=2),
         *(golden.generation_rows(kind) for kind in ("dense", "moe")),
         golden.gating_rows(),
         metric_rows(),

@@ -39,16 +39,21 @@ def sam(file: str, out: str, stage: str = "sam", image_size: int | None = None, 
 
 
 def export(checkpoint: str, out: str) -> None:
-    """Write a checkpoint in the published layout.
+    """Write a checkpoint in the published layout; a SAM grounder alone as sam.pth.
 
     Args:
         checkpoint: folder written by a stage or by an import.
         out: new folder.
     """
     from medplib.convert.published import export_published
+    from medplib.convert.sam_file import export_sam
     from medplib.lineage import load_checkpoint
 
-    export_published(load_checkpoint(checkpoint), Path(out), say=print)
+    opened = load_checkpoint(checkpoint)
+    if opened.config["model"].get("language") is None:
+        export_sam(opened, Path(out))
+    else:
+        export_published(opened, Path(out), say=print)
     print(f"wrote {out}")
 
 

@@ -21,15 +21,18 @@ from medplib.convert.template import TRAINING
 from medplib.convert.tokenizer import exported_tokenizer, published_tokenizer
 from medplib.errors import InputError
 from medplib.lineage import CONFIG, TOKENIZER, WEIGHTS, Checkpoint, Lineage, SourceStamp, save_checkpoint, sha256_file
-from medplib.models.bridge import BUFFERS, our_names, published_layout, published_name
+from medplib.models.bridge import BUFFERS, one_to_one, our_names, published_layout, published_name
 from medplib.models.build import ModelConfig, build_model
 from medplib.models.language import TOKEN_TABLES
+from medplib.models.pretrained import refuse_code
 from medplib.models.projector import ProjectorConfig
 from medplib.paths import new_folder
-from medplib.tensorfiles import StoredTensor, open_tensors, shard_plan, write_safetensors
+from medplib.tensorfiles import StoredTensor, open_tensors, shard_plan, tensor_files, write_safetensors
 
 KEPT = "published"
 SHARD_BYTES = 5 * 10**9
+LISTED = 5
+"""Names of tensors that an error shows before it only counts them."""
 LLAVA_LACKS = ("region.", "seg_projector.", "grounder.")
 """Parts that a LLaVA checkpoint does not have; stages that start from it take them elsewhere or list them as fresh."""
 _PUBLISHED_EXTRAS = ("tokenizer.model",)
@@ -72,22 +75,26 @@ def import_published(folder: Path, out: Path, options: ImportOptions, *, say: Ca
         InputError: an unreadable file, tensors that belong nowhere, are missing or have another shape (all of them counted), sizes that
             contradict the tensors.
     """
-    config = _read_config(folder)
-    config = {**config, **(config.get("text_config") or {})}  # transformers keeps the sizes of LLaVA's language model there
-    stored = _dropped({published_layout(name): tensor for name, tensor in open_tensors(folder).items()}, options.drop, say)
+    raw = _read_config(folder)
+    own = _own_section(raw, where=f"{folder}/config.json")
+    config = {**raw, **(raw.get("text_config") or {})}  # transformers keeps the sizes of LLaVA's language model there
+    opened = open_tensors(folder)
+    layout = one_to_one({name: published_layout(name) for name in opened}, where=folder)
+    stored = _dropped({layout[name]: tensor for name, tensor in opened.items()}, options.drop, say)
     if options.vision is not None:
         stored |= _tower(Path(options.vision))
-    tokenizer = published_tokenizer(options.tokenizer or folder) if EXTENDED not in config else exported_tokenizer(folder)
+    tokenizer = published_tokenizer(options.tokenizer or folder) if own is None else exported_tokenizer(folder)
     layers = config.get("num_hidden_layers", 0)
-    moe = None if EXTENDED in config else moe_sizes(config, where=f"{folder}/config.json", layers=layers, experts=options.experts)
-    experts = tuple(config[EXTENDED]["experts"]) if EXTENDED in config else (moe.experts if moe else ())
-    names = our_names(stored, experts=experts)
+    moe = None if own is not None else moe_sizes(config, where=f"{folder}/config.json", layers=layers, experts=options.experts)
+    experts = own[1] if own is not None else (moe.experts if moe else ())
+    names = one_to_one(our_names(stored, experts=experts), where=folder)
     tensors = {names[name]: tensor for name, tensor in stored.items() if name in names}
-    tensors |= _more_rows(tensors, len(tokenizer), say)
+    added = _more_rows(tensors, len(tokenizer), say)
+    tensors |= added
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    if EXTENDED in config:
-        model = from_dict(ModelConfig, config[EXTENDED]["model"], where=f"{folder}/config.json: {EXTENDED}.model")
-        optional: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    if own is not None:
+        model = own[0]
     else:
         language = llama_sizes(config, shapes, where=f"{folder}/config.json", moe=moe)
         with_grounder = any(name.startswith("grounder.") for name in shapes)
@@ -98,7 +105,7 @@ def import_published(folder: Path, out: Path, options: ImportOptions, *, say: Ca
             grounder=sam_sizes(shapes) if with_grounder else None,
             template=TRAINING,
             legacy=options.legacy,
-            max_length=int(config.get("tokenizer_model_max_length") or 2048),  # of the text alone
+            max_length=_text_length(config, where=f"{folder}/config.json"),
         )
         model = replace(model, max_length=model.max_length + model.image_tokens)
         optional = () if with_grounder else LLAVA_LACKS
@@ -108,7 +115,10 @@ def import_published(folder: Path, out: Path, options: ImportOptions, *, say: Ca
 
     def keep_extras(build: Path) -> None:
         (build / KEPT).mkdir()
-        (build / KEPT / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+        if added or config != raw:  # the file as it came would not describe the tensors on the way back
+            (build / KEPT / CONFIG).write_text(json.dumps({**config, "vocab_size": model.language.vocab_size}, indent=1) + "\n")
+        else:
+            shutil.copyfile(folder / CONFIG, build / KEPT / CONFIG)
         if buffers:
             write_safetensors(build / KEPT / WEIGHTS, buffers)
         for extra in _PUBLISHED_EXTRAS:
@@ -138,10 +148,14 @@ def export_published(checkpoint: Checkpoint, out: Path, *, say: Callable[[str], 
     kept = checkpoint.folder / KEPT
     if (kept / WEIGHTS).exists():
         published |= open_tensors(kept / WEIGHTS)
-    config = _published_config(model, kept, experts)
+    if model.language.moe is not None and model.language.moe.gate == "renormalised" and model.language.moe.top_k == 1:
+        say("the published code scales the one chosen expert by its probability; this model was trained without (gate: renormalised)")
     with new_folder(out) as build:
         _write_shards(build, dict(sorted(published.items())))
-        (build / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+        if (kept / CONFIG).exists():
+            shutil.copyfile(kept / CONFIG, build / CONFIG)
+        else:
+            (build / CONFIG).write_text(json.dumps(_published_config(model, experts), indent=1) + "\n")
         for file in sorted((checkpoint.folder / TOKENIZER).iterdir()):
             shutil.copyfile(file, build / file.name)
         for extra in _PUBLISHED_EXTRAS:
@@ -149,21 +163,24 @@ def export_published(checkpoint: Checkpoint, out: Path, *, say: Callable[[str], 
                 shutil.copyfile(kept / extra, build / extra)
 
 
-def _published_config(model: ModelConfig, kept: Path, experts: Sequence[str]) -> dict[str, Any]:
-    """The kept config.json of an imported checkpoint; else the sizes that published code reads, and ours for the way back."""
-    if (kept / CONFIG).exists():
-        return json.loads((kept / CONFIG).read_text())
+def _published_config(model: ModelConfig, experts: Sequence[str]) -> dict[str, Any]:
+    """What published code reads, and our own configuration for the way back."""
     language = model.language
     sizes = language.hf_config or {
         "hidden_size": language.hidden_size, "num_hidden_layers": language.layers, "num_attention_heads": language.heads,
         "intermediate_size": language.mlp_size, "vocab_size": language.vocab_size,
     }  # fmt: skip
-    config = {**sizes, "model_type": "medplib_moe_llama" if experts else "medplib", "out_dim": 256, "train_mask_decoder": True}
+    config = {
+        **sizes, "model_type": "medplib_moe_llama" if experts else "medplib", "out_dim": 256, "train_mask_decoder": True,
+        "max_sample_point": 512, "mm_vision_tower": model.vision.name, "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2,
+        "mm_use_im_start_end": True, "image_aspect_ratio": "pad",
+    }  # fmt: skip
     if language.moe is not None:
         layers = list(language.moe.layers or range(sizes["num_hidden_layers"]))
         config["moe"] = {
-            "moe_enable": True, "moe_layers_idx": layers, "num_experts": [len(experts)] * len(layers),
-            "top_k_experts": language.moe.top_k, "use_residual": False,
+            "moe_enable": True, "moe_mode": "custom" if language.moe.layers else "dense", "moe_layers_idx": layers,
+            "num_experts": [len(experts)] * len(layers), "top_k_experts": language.moe.top_k, "capacity_factor": 1.5,
+            "eval_capacity_factor": 2.0, "min_capacity": 0, "ep_size": 1, "use_residual": False, "router_aux_loss_coef": 0.0,
         }  # fmt: skip
     return {**config, EXTENDED: {"model": asdict(model), "experts": list(experts)}}
 
@@ -180,26 +197,46 @@ def _write_shards(folder: Path, tensors: dict[str, StoredTensor]) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / CONFIG
+def _read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    file = folder / name
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(where=file, expected="the config.json of a published folder", found=type(error).__name__) from None
     if not isinstance(config, dict):
         raise InputError(where=file, expected="an object", found=type(config).__name__)
-    if remote := [key for key in ("auto_map", "trust_remote_code", "custom_pipelines") if config.get(key)]:
-        raise InputError(where=file, expected="a configuration without code", found=f"{remote[0]}: {config[remote[0]]}",
-                         remedy="code that comes with a model is never run; remove the entry if the weights do without it")  # fmt: skip
+    refuse_code(config, where=file)
     return config
+
+
+def _own_section(config: dict[str, Any], *, where: str) -> tuple[ModelConfig, tuple[str, ...]] | None:
+    """Our configuration and the names of the experts in the config.json of a folder that we exported; None for others."""
+    if EXTENDED not in config:
+        return None
+    section = config[EXTENDED]
+    if not isinstance(section, dict) or not isinstance(section.get("experts"), list) or not isinstance(section.get("model"), dict):
+        raise InputError(where=where, expected=f"model and experts in the section {EXTENDED}", found=str(section)[:80])
+    model = from_dict(ModelConfig, section["model"], where=f"{where}: {EXTENDED}.model")
+    if model.language is None or model.language.pretrained or model.vision.pretrained:
+        raise InputError(
+            where=where, expected=f"a whole model in {EXTENDED}.model", found="parts that come from elsewhere or no language model"
+        )
+    return model, tuple(map(str, section["experts"]))
 
 
 def _clip(path: str | None) -> dict[str, Any] | None:
     if path is None:
         return None
-    file = Path(path) / CONFIG if Path(path).is_dir() else Path(path)
-    config = _read_config(file.parent) if file.name == CONFIG else json.loads(file.read_text(encoding="utf-8"))
+    config = _read_config(Path(path), name="" if Path(path).is_file() else CONFIG)
     return config.get("vision_config", config)
+
+
+def _text_length(config: dict[str, Any], *, where: str) -> int:
+    """Tokens of text that the model was trained with, without those of the image."""
+    found = config.get("tokenizer_model_max_length") or 2048
+    if not isinstance(found, int) or found < 1:
+        raise InputError(where=where, expected="tokenizer_model_max_length, a number of tokens", found=str(found)[:60])
+    return found
 
 
 def _tower(path: Path) -> dict[str, StoredTensor]:
@@ -239,15 +276,15 @@ def _check(tensors: dict[str, StoredTensor], model: ModelConfig, rows: int, *, o
     missing = [name for name in expected if name not in tensors and not name.startswith(optional or ("\0",))]
     extra = [name for name in tensors if name not in expected]
     shapes = [name for name in expected if name in tensors and tensors[name].shape != expected[name]]
+    types = [name for name in expected if name in tensors and not tensors[name].dtype.is_floating_point]
     problems = []
-    for names, what in ((missing, "missing"), (extra, "left over"), (shapes, "of another shape")):
+    for names, what in ((missing, "missing"), (extra, "left over"), (shapes, "of another shape"), (types, "no floating-point numbers")):
         if names:
-            first = names[0] + (f" {tensors[names[0]].shape} instead of {expected[names[0]]}" if what == "of another shape" else "")
-            problems.append(f"{len(names)} {what} ({first}{', ...' if len(names) > 1 else ''})")
+            shown = [name + (f" {tensors[name].shape} instead of {expected[name]}" if names is shapes else "") for name in names[:LISTED]]
+            problems.append(f"{len(names)} {what} ({', '.join(shown)}{', ...' if len(names) > LISTED else ''})")
     if problems:
         raise InputError(where=where, expected=f"the {len(expected)} tensors of a model of these sizes", found="; ".join(problems))
 
 
 def _stamps(folder: Path) -> tuple[SourceStamp, ...]:
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth") and p.name != "training_args.bin")
-    return tuple(SourceStamp(file.name, sha256_file(file), len(open_tensors(file))) for file in files)
+    return tuple(SourceStamp(file.name, sha256_file(file), len(open_tensors(file))) for file in tensor_files(folder))

@@ -6,10 +6,12 @@ between them is encoded as a sentence of its own. Written out here as a fast tok
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medplib.errors import InputError
+from medplib.models.pretrained import refuse_code
 from medplib.tokens import IMAGE_END, IMAGE_START, REGION_END, REGION_START, SEG
 
 if TYPE_CHECKING:
@@ -45,12 +47,22 @@ def published_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     from tokenizers import AddedToken, normalizers
     from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
+    kept = [file for file in ("tokenizer.json", "tokenizer.model") if (Path(folder) / file).is_file()]
+    if not kept:  # transformers would make an empty one
+        raise InputError(where=folder, expected="a folder with tokenizer.json or tokenizer.model", found="none of them",
+                         remedy="give it with --options.tokenizer")  # fmt: skip
+    settings = Path(folder) / "tokenizer_config.json"
     try:
+        if settings.is_file():
+            refuse_code(json.loads(settings.read_text(encoding="utf-8")), where=settings)
         # By name: the class that the folder's own config.json asks for exists in the published code only.
-        kind = PreTrainedTokenizerFast if (Path(folder) / "tokenizer.json").exists() else LlamaTokenizer
+        kind = PreTrainedTokenizerFast if kept[0] == "tokenizer.json" else LlamaTokenizer
         loaded = kind.from_pretrained(str(folder))
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(where=folder, expected="a LLaMA tokenizer (tokenizer.model)", found=str(error).splitlines()[0][:120]) from None
+    except InputError:
+        raise
+    except Exception as error:  # broken files make it raise whatever they hit upon
+        found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+        raise InputError(where=folder, expected=f"a LLaMA tokenizer ({kept[0]})", found=found) from None
     if loaded.bos_token is None or loaded.eos_token is None:
         raise InputError(where=folder, expected="a tokenizer with begin and end tokens", found=type(loaded).__name__)
     backend = loaded.backend_tokenizer

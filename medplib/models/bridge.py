@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from medplib.errors import InputError
 from medplib.models.sam import official_sam_key, sam_med2d_keys
@@ -78,9 +79,20 @@ def our_names(official: Iterable[str], *, experts: Sequence[str]) -> dict[str, s
             where="published checkpoint",
             expected=f"tensors of the vision encoder, projector, region encoder, language model, experts ({len(experts)}) and grounder",
             found=f"{len(unknown)} others: {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}",
-            remedy="leave them out by name prefix (--drop), which is written into the report",
+            remedy="leave them out by name prefix (--options.drop)",
         )
     return mapped
+
+
+def one_to_one(names: dict[str, str], *, where: str | Path) -> dict[str, str]:
+    """The same table, or InputError when two tensors of a checkpoint are to become one."""
+    first: dict[str, str] = {}
+    for name, ours in names.items():
+        if ours in first:
+            raise InputError(where=where, expected=f"one tensor that becomes {ours}", found=f"{first[ours]} and {name}",
+                             remedy="leave one of them out")  # fmt: skip
+        first[ours] = name
+    return names
 
 
 def _our_name(name: str, experts: Sequence[str]) -> str | None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from medplib.models.moe import MoEConfig, Routing, install_experts
+from medplib.models.pretrained import load_pretrained
 
 TOKEN_TABLES = ("language.model.model.embed_tokens.weight", "language.model.lm_head.weight")
 """Names of embedding and head among the weights of a model."""
@@ -145,7 +146,7 @@ def _causal_lm(config: LanguageConfig) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     if config.pretrained is not None:
-        return AutoModelForCausalLM.from_pretrained(config.pretrained, trust_remote_code=False, dtype="auto")
+        return load_pretrained(AutoModelForCausalLM, config.pretrained, dtype="auto")
     if config.hf_config is not None:
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config.hf_config), trust_remote_code=False)
     sizes = LlamaConfig(

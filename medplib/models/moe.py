@@ -151,10 +151,15 @@ class MoEMLP(nn.Module):
         return weight_TK, chosen_TK
 
 
+def expert_capacity(tokens: int, top_k: int, experts: int, factor: float) -> int:
+    """Tokens that one expert takes at most."""
+    return min(tokens, ceil(tokens * top_k / experts * factor))
+
+
 def within_capacity(chosen_TK: torch.Tensor, noise_TE: torch.Tensor, factor: float) -> torch.Tensor:
     """Which choices fit into their expert, (T, K) bool: of the tokens that chose an expert those of highest noise."""
     tokens, experts = noise_TE.shape
-    capacity = min(tokens, ceil(tokens * chosen_TK.shape[1] / experts * factor))
+    capacity = expert_capacity(tokens, chosen_TK.shape[1], experts, factor)
     wanted_TE = torch.zeros_like(noise_TE).scatter(1, chosen_TK, 1.0)
     first_CE = (noise_TE * wanted_TE).topk(capacity, dim=0).indices
     kept_TE = torch.zeros_like(noise_TE, dtype=torch.bool).scatter(0, first_CE, True)

@@ -14,8 +14,11 @@ from medplib.errors import InputError
 from medplib.models.config_grounding import GrounderConfig
 from medplib.models.conv_encoder import STATISTICS
 from medplib.models.grounding import build_grounder, valid_mask
+from medplib.models.pretrained import load_pretrained, load_timm, pretrained_config
 from medplib.types import Letterbox
 
+CLIP_TEXT = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
+"""Tensors of a whole CLIP model that its vision tower leaves alone."""
 EVIDENCE_SCALE = 4.0
 """Mask logits are divided by it before tanh: most stay where the curve is nearly straight, none can drown the others."""
 
@@ -42,6 +45,7 @@ class VisionConfig:
         names: things that encoder has learnt to draw, for kind "grounder". For each, the evidence that a cell shows it is one more channel
             behind the fused ones; the projector makes one more token of it, and words that name the thing carry it.
         name_ids: token ids of the names, written out by the stage that starts the encoder.
+        pixel_mean, pixel_std: of red, green and blue between 0 and 1, as the encoder was trained with; CLIP's when left out.
     """
 
     kind: Literal["clip", "timm", "grounder"] = "timm"
@@ -55,6 +59,8 @@ class VisionConfig:
     grounder: GrounderConfig | None = None
     names: tuple[str, ...] = ()
     name_ids: tuple[tuple[int, ...], ...] = ()
+    pixel_mean: tuple[float, float, float] = CLIP_MEAN
+    pixel_std: tuple[float, float, float] = CLIP_STD
 
     def __post_init__(self) -> None:
         if self.names and self.kind != "grounder":
@@ -75,11 +81,11 @@ class VisionEncoder(nn.Module):
         self.grid, self.image_size = config.grid, config.image_size
         self.backbone = {"clip": _Clip, "timm": _timm, "grounder": _Grounder}[config.kind](config)
         self.width, self.names = self.backbone.width, config.names
-        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(CLIP_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(config.pixel_mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.pixel_std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: torch.Tensor, letterboxes: Sequence[Letterbox]) -> torch.Tensor:
-        """See the class; normalisation (CLIP mean and standard deviation, or the grounder's) happens here, on the device.
+        """See the class; normalisation happens here, on the device.
 
         Only kind "grounder" tells padding from image, by the original sizes in the I letterboxes (of whatever square).
         """
@@ -100,11 +106,12 @@ class _Clip(nn.Module):
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
         if config.pretrained:
-            model = CLIPVisionModel.from_pretrained(config.name, trust_remote_code=False)
+            model = load_pretrained(CLIPVisionModel, config.name, beside=CLIP_TEXT)
         elif config.hf_config is not None:
             model = CLIPVisionModel(CLIPVisionConfig(**config.hf_config))
         else:
-            model = CLIPVisionModel(CLIPVisionConfig.from_pretrained(config.name, trust_remote_code=False))
+            found = pretrained_config(config.name)
+            model = CLIPVisionModel(CLIPVisionConfig(**found.get("vision_config", found)))
         self.model = getattr(model, "vision_model", model)  # some versions of transformers wrap it once more
         found = self.model.config.image_size // self.model.config.patch_size
         if (found, self.model.config.image_size) != (config.grid, config.image_size):
@@ -173,9 +180,7 @@ class _Tokens(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        import timm
-
-        self.model = timm.create_model(config.name, pretrained=config.pretrained, img_size=config.image_size, num_classes=0)
+        self.model = load_timm(config.name, pretrained=config.pretrained, img_size=config.image_size, num_classes=0)
         self.width = self.model.num_features
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -189,10 +194,8 @@ class _Maps(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        import timm
-
         self.grid, self.width = config.grid, config.width
-        self.model = timm.create_model(config.name, pretrained=config.pretrained, features_only=True, out_indices=config.levels)
+        self.model = load_timm(config.name, pretrained=config.pretrained, features_only=True, out_indices=config.levels)
         self.fuse = nn.Sequential(nn.Conv2d(sum(self.model.feature_info.channels()), config.width, 1), nn.GELU())
         self.out = nn.Conv2d(config.width, config.width, 3, padding=1)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -32,6 +34,27 @@ class Row:
     goal: float
 
 
+READ: dict[Path, set[str]] = {}
+"""Names of golden values that were looked at, by file."""
+
+
+class Golden(dict):
+    """The named values of one golden file; remembers in READ which of them were looked at."""
+
+    def __init__(self, file: Path, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self._read = READ.setdefault(file, set())
+
+    def __getitem__(self, name: str) -> Any:
+        self._read.add(name)
+        return super().__getitem__(name)
+
+
+def golden_tensors(file: Path) -> Golden:
+    """A golden safetensors file."""
+    return Golden(file, load_file(file))
+
+
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest absolute difference; infinite when the shapes differ."""
     if found.shape != expected.shape:
@@ -45,11 +68,11 @@ def published_state(folder: str) -> dict[str, torch.Tensor]:
     return load_file(DATA / folder / "state_dict.safetensors") | {f"model.visual_model.{name}": value for name, value in sam.items()}
 
 
-def published_config(folder: str) -> dict:
+def published_config(folder: str, *, top_k: int = 1) -> dict:
     """The fixture's sizes as a published config.json writes them."""
     sizes = json.loads((DATA / folder / "config.json").read_text())
     moe = sizes.get("moe")
-    section = {"moe": {"moe_enable": True, "num_experts": [2] * 3, "moe_layers_idx": [0, 1, 2], "top_k_experts": 1}} if moe else {}
+    section = {"moe": {"moe_enable": True, "num_experts": [2] * 3, "moe_layers_idx": [0, 1, 2], "top_k_experts": top_k}} if moe else {}
     return {"model_type": "medplib_moe_llama" if moe else "medplib", **sizes["llm"], **section}
 
 
@@ -62,9 +85,8 @@ def model_config(folder: str, *, top_k: int = 1) -> ModelConfig:
     """Our sizes of the fixture's model."""
     names = our_names(published_state(folder), experts=EXPERTS)
     shapes = {ours: tuple(tensor.shape) for name, tensor in published_state(folder).items() if (ours := names.get(name))}
-    config = published_config(folder)
-    moe = moe_sizes(config, where=folder, layers=3, experts=())
-    language = llama_sizes(config, shapes, where=folder, moe=None if moe is None else replace(moe, top_k=top_k))
+    config = published_config(folder, top_k=top_k)
+    language = llama_sizes(config, shapes, where=folder, moe=moe_sizes(config, where=folder, layers=3, experts=()))
     return ModelConfig(
         vision=clip_sizes(shapes, clip_config(folder), name="fixture"),
         projector=ProjectorConfig(kind="mlp", pool=1),

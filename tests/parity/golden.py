@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+from medplib.convert.sizes import moe_sizes
 from medplib.inference.generate import generate
 from medplib.models.bridge import published_name
 from medplib.models.geometry import published_unpad_resize, unpad_resize
 from medplib.models.medplib import MedPLIB
-from medplib.models.moe import load_balancing_loss, within_capacity
+from medplib.models.moe import MoEMLP, Routing, expert_capacity, load_balancing_loss
 from medplib.training import losses
 from medplib.training.losses import LossWeights
 from medplib.training.objectives import conversation
 from medplib.types import RouterStats
-from tests.parity.fixtures import DATA, EXPERTS, Case, Row, case, difference, model, prompt_case, with_fixture_pixels
+from tests.parity.fixtures import DATA, EXPERTS, Case, Row, case, difference, golden_tensors, model, prompt_case, with_fixture_pixels
 
 WEIGHT_NAMES = {"ce": "lm", "bce": "mask_bce", "dice": "mask_dice", "iou": "mask_iou", "focal": "mask_focal"}
 
@@ -35,10 +39,14 @@ def forward_rows(folder: str, *, top_k: int = 1) -> Iterator[Row]:
     built, case_ = model(folder, top_k), case(folder)
     with_fixture_pixels(built, case_)
     item = folder if top_k == 1 else f"{folder}, top {top_k}"
-    expected = load_file(DATA / folder / ("outputs.safetensors" if top_k == 1 else f"top{top_k}_outputs.safetensors"))
+    expected = golden_tensors(DATA / folder / ("outputs.safetensors" if top_k == 1 else f"top{top_k}_outputs.safetensors"))
     batch, real = case_.batch, case_.expanded
     outputs: list[torch.Tensor] = []
-    hooks = [layer.mlp.register_forward_hook(lambda _m, _i, out: outputs.append(out)) for layer in built.language.decoder.layers]
+    logits: list[torch.Tensor] = []
+    mlps = [layer.mlp for layer in built.language.decoder.layers]
+    hooks = [mlp.register_forward_hook(lambda _m, _i, out: outputs.append(out)) for mlp in mlps]
+    routers = [mlp.router for mlp in mlps if isinstance(mlp, MoEMLP)]
+    hooks += [router.register_forward_hook(lambda _m, _i, out: logits.append(out)) for router in routers]
     with torch.no_grad():
         features = built.vision(batch.vision_pixels, batch.letterboxes)
         embeds, hidden = built.embed(batch, features), built.hidden(batch, features)
@@ -61,6 +69,7 @@ def forward_rows(folder: str, *, top_k: int = 1) -> Iterator[Row]:
         if name in expected:
             yield Row(item, name, difference(found[where], expected[name][where]), tolerance, goal)
     if "labels_expanded" in expected:
+        yield Row(item, "attention_mask_expanded", difference(real, expected["attention_mask_expanded"].bool()), 0, 0)
         yield Row(item, "labels_expanded", difference(batch.labels, expected["labels_expanded"]), 0, 0)
         yield Row(item, "seg_positions", difference(at, expected["seg_positions"]), 0, 0)
     yield Row(item, "seg_hidden", difference(hidden[at[:, 0], at[:, 1]], expected["seg_hidden"]), 2e-4, 3e-5)
@@ -73,26 +82,38 @@ def forward_rows(folder: str, *, top_k: int = 1) -> Iterator[Row]:
             yield Row(item, f"final_correct_{index}", difference(right, expected[f"final_correct_{index}"][0, 0]), 5e-4, 5e-5)
     stats = built.language.routing.stats()
     if stats is not None:
-        yield from _router_rows(item, built, expected, real, outputs)
+        yield from _router_rows(item, stats, expected, real, outputs, logits)
 
 
 def _router_rows(
-    item: str, built: MedPLIB, expected: dict[str, torch.Tensor], real: torch.Tensor, outputs: list[torch.Tensor]
+    item: str,
+    stats: RouterStats,
+    expected: dict[str, torch.Tensor],
+    real: torch.Tensor,
+    outputs: list[torch.Tensor],
+    logits: list[torch.Tensor],
 ) -> Iterator[Row]:
-    stats = built.language.routing.stats()
-    logits = expected["router_logits"][:, real]
-    yield Row(item, "router_probs", difference(stats.probs, logits.softmax(dim=-1)), 1e-4, 2e-5)
+    published = expected["router_logits"]
+    yield Row(item, "router_logits", difference(torch.stack(logits), published[:, real]), 1e-4, 2e-5)
+    probs = expected["router_probs"] if "router_probs" in expected else published.softmax(dim=-1)
+    yield Row(item, "router_probs", difference(stats.probs, probs[:, real]), 1e-4, 2e-5)
     if "chosen_expert" in expected:
         yield Row(item, "chosen_expert", difference(stats.chosen[..., 0], expected["chosen_expert"][:, real]), 0, 0)
         yield Row(item, "moe_output", difference(torch.stack(outputs)[:, real], expected["moe_output"][:, real]), 1e-4, 2e-5)
+    # The published balancing loss counts padding, which is not routed here, and first choices only: padding is taken from the fixture.
+    everywhere = probs.clone()
+    everywhere[:, real] = stats.probs
+    layers = [RouterStats(layer[None], layer.argmax(dim=-1)[None, :, None], torch.zeros(1)) for layer in everywhere.flatten(1, 2)]
+    yield Row(item, "l_aux", difference(torch.stack([load_balancing_loss(one) for one in layers]), expected["l_aux"]), 1e-4, 2e-5)
 
 
-def loss_rows(folder: str) -> Iterator[Row]:
-    """Losses and gradient norms of the training step in published geometry, and losses in the right one."""
+def loss_rows(folder: str, *, top_k: int = 1) -> Iterator[Row]:
+    """Losses and (of one expert per token) gradient norms of the training step in published geometry, and losses in the right one."""
 
-    built, case_ = model(folder), case(folder)
+    built, case_ = model(folder, top_k), case(folder)
     with_fixture_pixels(built, case_)
-    expected = json.loads((DATA / folder / "losses.json").read_text())
+    item = folder if top_k == 1 else f"{folder}, top {top_k}"
+    expected = json.loads((DATA / folder / ("losses.json" if top_k == 1 else f"top{top_k}_losses.json")).read_text())
     official, given = expected["official"], expected["weights"]
     weights = LossWeights(**{WEIGHT_NAMES[name]: value for name, value in given.items()})
     built.zero_grad()
@@ -107,8 +128,15 @@ def loss_rows(folder: str) -> Iterator[Row]:
         name: (getattr(terms, WEIGHT_NAMES[name]), sum(per_mask[name]) / len(per_mask[name])) for name in ("bce", "dice", "iou", "focal")
     }
     for name, (found, wanted) in pairs.items():
-        yield Row(folder, f"loss: {name}", relative(float(found.detach()), wanted), 1e-4, 1e-5)
-    yield from _right_geometry(folder, built, case_, expected)
+        yield Row(item, f"loss: {name}", relative(float(found.detach()), wanted), 1e-4, 1e-5)
+    yield from _right_geometry(item, built, case_, expected)
+    if top_k == 1:
+        yield _gradient_row(folder, built)
+    built.zero_grad()
+    built.requires_grad_(False)
+
+
+def _gradient_row(folder: str, built: MedPLIB) -> Row:
     norms = json.loads((DATA / folder / "grad_norms.json").read_text())
     worst, compared = 0.0, set()
     for name, parameter in built.named_parameters():
@@ -118,12 +146,10 @@ def loss_rows(folder: str) -> Iterator[Row]:
             worst = max(worst, relative(0.0 if parameter.grad is None else float(parameter.grad.norm()), wanted))
             compared.add(key)
     needed = {key for key, norm in norms.items() if norm is not None and norm > 1e-4}
-    yield Row(folder, f"gradient norms ({len(needed)} tensors)", worst if compared == needed else float("inf"), 1e-3, 1e-4)
-    built.zero_grad()
-    built.requires_grad_(False)
+    return Row(folder, f"gradient norms ({len(needed)} tensors)", worst if compared == needed else float("inf"), 1e-3, 1e-4)
 
 
-def _right_geometry(folder: str, built: MedPLIB, case_: Case, expected: dict) -> Iterator[Row]:
+def _right_geometry(item: str, built: MedPLIB, case_: Case, expected: dict) -> Iterator[Row]:
     """The mask losses where masks are un-padded as they should be."""
     batch, per_mask = case_.batch, expected["per_mask_correct_geometry"]
     with torch.no_grad():
@@ -138,7 +164,7 @@ def _right_geometry(folder: str, built: MedPLIB, case_: Case, expected: dict) ->
             "iou": losses.mask_iou(*one, out.quality[index : index + 1]),
         }
         for name, value in found.items():
-            yield Row(folder, f"loss in right geometry: {name}", relative(float(value), per_mask[name][index]), 1e-4, 1e-5)
+            yield Row(item, f"loss in right geometry: {name}", relative(float(value), per_mask[name][index]), 1e-4, 1e-5)
 
 
 def generation_rows(kind: str) -> Iterator[Row]:
@@ -146,7 +172,7 @@ def generation_rows(kind: str) -> Iterator[Row]:
 
     built = model(f"llm_{kind}")
     results = json.loads((DATA / "generate" / f"{kind}_results.json").read_text())
-    outputs = load_file(DATA / "generate" / f"{kind}_outputs.safetensors")
+    outputs = golden_tensors(DATA / "generate" / f"{kind}_outputs.safetensors")
     for variant, expected in results.items():
         if f"{variant}.step_logits" not in outputs:
             continue
@@ -178,6 +204,7 @@ def generation_rows(kind: str) -> Iterator[Row]:
             masks = built.ground(case_.batch, prompt)
         boxes, first = case_.batch.letterboxes, torch.tensor([0])
         for name, found, tolerance, goal in (
+            ("seg_hidden", said.seg_states[:1], 2e-4, 3e-5),
             ("seg_prompt", prompt, 2e-4, 3e-5),
             ("low_res_logits", masks.low_res_logits[:, None], 5e-4, 5e-5),
             ("iou_pred", masks.quality[:, None], 5e-4, 5e-5),
@@ -187,21 +214,42 @@ def generation_rows(kind: str) -> Iterator[Row]:
             yield Row(item, f"{variant}: {name}", difference(found, outputs[f"{variant}.{name}"]), tolerance, goal)
 
 
-def gating_rows() -> Iterator[Row]:
-    """Single calls of the published gate: combine weights, kept tokens, balancing loss."""
+class _Column(nn.Module):
+    """An expert that answers with its own unit vector, so that the output of a layer is the table of combine weights."""
 
-    tensors = load_file(DATA / "llm_moe" / "gating_cases.safetensors")
+    def __init__(self, expert: int) -> None:
+        super().__init__()
+        self.expert = expert
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.eye(rows.shape[-1])[self.expert].expand_as(rows)
+
+
+def gating_rows() -> Iterator[Row]:
+    """Single calls of the published gate in training: combine weights, kept tokens, choices, capacity, balancing loss."""
+
+    tensors = golden_tensors(DATA / "llm_moe" / "gating_cases.safetensors")
     for meta in json.loads((DATA / "llm_moe" / "gating_cases.json").read_text()):
-        expected = {name: tensors[f"{meta['case']}.{name}"] for name in ("logits", "uniform", "kept", "combine_per_token_expert", "l_aux")}
-        probs = expected["logits"].softmax(dim=-1)
-        weight, chosen = probs.topk(meta["top_k"], dim=-1)
-        if meta["top_k"] > 1:
-            weight = weight / weight.sum(dim=-1, keepdim=True)
-        kept = within_capacity(chosen, expected["uniform"], meta["capacity_factor"])
-        item = f"gate case {meta['case']}"
-        yield Row(item, "kept", difference(torch.zeros_like(probs).scatter(1, chosen, kept.float()), expected["kept"]), 0, 0)
-        combined = torch.zeros_like(probs).scatter(1, chosen, weight * kept)
+        number = f"{meta['case']}."
+        expected = {name.removeprefix(number): tensors[name] for name in tensors if name.startswith(number)}
+        names = tuple(f"expert{index}" for index in range(meta["experts"]))
+        section = {"num_experts": meta["experts"], "top_k_experts": meta["top_k"]}
+        config = moe_sizes({"moe": section}, where="gate", layers=1, experts=names)
+        config = replace(config, capacity_factor=meta["capacity_factor"])
+        experts = {name: _Column(index) for index, name in enumerate(names)}
+        layer = MoEMLP(experts=experts, config=config, width=meta["experts"], routing=Routing()).train()
+        layer.router.weight.data = torch.eye(meta["experts"])
+        with mock.patch("torch.rand_like", lambda _, noise=expected["uniform"]: noise):
+            combined = layer(expected["logits"][None])[0].detach()
+        item, stats = f"gate case {meta['case']}", layer.routing.stats()
+        kept = (combined > 0).float()
+        yield Row(item, "kept", difference(kept, expected["kept"]), 0, 0)
+        yield Row(item, "numbers of kept and dropped", float(int(kept.sum()) != meta["kept"]), 0, 0)
         yield Row(item, "combine weights", difference(combined, expected["combine_per_token_expert"]), 1e-6, 1e-6)
+        choices = torch.bincount(stats.chosen[..., 0].flatten(), minlength=meta["experts"])
+        yield Row(item, "first choices before dropping", difference(choices, expected["exp_counts"]), 0, 0)
+        capacity = expert_capacity(meta["tokens"], meta["top_k"], meta["experts"], meta["capacity_factor"])
+        yield Row(item, "capacity", float(capacity != min(meta["capacity"], meta["tokens"])), 0, 0)
         # The published balancing loss looks at first choices only.
-        balancing = load_balancing_loss(RouterStats(probs[None], chosen[None, :, :1], torch.zeros(1)))
-        yield Row(item, "balancing loss", difference(balancing[None], expected["l_aux"]), 1e-6, 1e-6)
+        balancing = load_balancing_loss(replace(stats, chosen=stats.chosen[..., :1]))
+        yield Row(item, "balancing loss", difference(balancing.detach()[None], expected["l_aux"]), 1e-6, 1e-6)

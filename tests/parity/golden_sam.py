@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file
 
 from medplib.convert.sizes import sam_sizes
 from medplib.models.grounding import PixelGrounder, build_grounder
+from medplib.models.mask_decoder import decode_pairs
 from medplib.models.sam import sam_med2d_keys
-from tests.parity.fixtures import DATA, Row, difference
+from tests.parity.fixtures import DATA, Row, difference, golden_tensors
 
 FOLDER = DATA / "sam_med2d"
 IMAGE_INDEX = torch.tensor([0, 0, 0, 1, 1, 1])
@@ -27,7 +29,7 @@ def grounder() -> PixelGrounder:
 
 def sam_rows() -> Iterator[Row]:
     """Blocks, embedding, positions, prompts, masks of texts, points and boxes, and SAM's alternative masks."""
-    built, inputs, expected = grounder(), load_file(FOLDER / "inputs.safetensors"), load_file(FOLDER / "outputs.safetensors")
+    built, inputs, expected = grounder(), load_file(FOLDER / "inputs.safetensors"), golden_tensors(FOLDER / "outputs.safetensors")
     blocks: list[torch.Tensor] = []
     hooks = [block.register_forward_hook(lambda _m, _i, out: blocks.append(out)) for block in built.image_encoder.vit.blocks]
     features = built.image_encoder(inputs["images"].float(), torch.zeros(2, 6))
@@ -42,7 +44,12 @@ def sam_rows() -> Iterator[Row]:
         "box": built.prompt_boxes(inputs["box"]),
     }
     prompts = inputs["prompts"].repeat(2, 1)
-    texts = built.decode(features, IMAGE_INDEX, prompts)
+    with mock.patch("medplib.models.grounding.decode_pairs", wraps=decode_pairs) as decoder:
+        texts = built.decode(features, IMAGE_INDEX, prompts)
+    given = decoder.call_args.kwargs
+    dense = expected["dense_prompt"]
+    yield Row("SAM", "dense_prompt", difference(given["dense"].expand_as(dense), dense), 1e-4, 2e-5)
+    yield Row("SAM", "sparse_prompt_last", difference(given["sparse"][-1:], expected["sparse_prompt_last"]), 1e-4, 2e-5)
     others = built.decode_tokens(features, IMAGE_INDEX, prompts[:, None], None, masks=4)
     found = {
         "low_res_logits": texts.low_res_logits.view(2, 3, 1, 32, 32),

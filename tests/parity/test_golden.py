@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from medplib.models.sam import official_sam_key
 from tests.parity import golden
+from tests.parity.fixtures import DATA, READ
 from tests.parity.golden_metrics import metric_rows
 from tests.parity.golden_preprocessing import preprocessing_rows
 from tests.parity.golden_sam import grounder, sam_rows
@@ -37,6 +39,10 @@ def test_losses_and_gradients(folder):
     check(golden.loss_rows(folder))
 
 
+def test_losses_with_two_experts_per_token():
+    check(golden.loss_rows("llm_moe", top_k=2))
+
+
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_generation(kind):
     check(golden.generation_rows(kind))
@@ -52,6 +58,18 @@ def test_grounder():
 
 def test_metrics():
     check(metric_rows())
+
+
+def test_every_golden_tensor_is_compared():
+    generators = [golden.forward_rows(folder) for folder in FIXTURES]
+    generators += [golden.forward_rows("llm_moe", top_k=2), golden.gating_rows(), sam_rows()]
+    generators += [golden.generation_rows(kind) for kind in ("dense", "moe")]
+    for rows in generators:
+        list(rows)
+    files = {*DATA.rglob("*outputs.safetensors"), *DATA.rglob("gating_cases.safetensors")}
+    assert set(READ) == files
+    left = {f"{file.relative_to(DATA)}: {name}" for file in files for name in load_file(file).keys() - READ[file]}
+    assert left == set()
 
 
 def test_names_of_the_grounder_map_both_ways():

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medplib.convert.published import ImportOptions, export_published, import_published
+from medplib.convert.sizes import moe_sizes
 from medplib.errors import InputError
 from medplib.lineage import load_checkpoint
 from medplib.models.load import load_model
@@ -137,15 +138,80 @@ def _other_clip(folder):
     (folder / "clip.json").write_text(json.dumps({"num_attention_heads": 4, "hidden_size": 64}))
 
 
+def _changed_config(**more):
+    def damage(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **more}))
+
+    return damage
+
+
+def _without(name):
+    return lambda folder: _edit(folder, lambda state: state.pop(name))
+
+
+def _flat(name):
+    return lambda folder: _edit(folder, lambda state: state.update({name: state[name].flatten()}))
+
+
+def _no_numbers(folder):
+    _edit(folder, lambda state: state.update({"lm_head.weight": state["lm_head.weight"].to(torch.int8)}))
+
+
+def _twice(folder):
+    _edit(folder, lambda state: state.update({"language_model.model.norm.weight": state["model.norm.weight"] + 1}))
+
+
+def _no_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+def _broken_tokenizer(folder):
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def _code_beside_tokenizer(folder):
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}))
+
+
+def _code_beside_clip(folder):
+    clip = json.loads((folder / "clip.json").read_text())
+    (folder / "clip.json").write_text(json.dumps({**clip, "auto_map": {"AutoModel": "evil.Model"}}))
+
+
+def _broken_clip(folder):
+    (folder / "clip.json").write_text("{nope")
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
+        (_without("model.embed_tokens.weight"), "embed_tokens.weight with 2 dimensions, found no such tensor"),
+        (_without("model.visual_model.mask_decoder.mask_tokens.weight"), "mask_tokens.weight with 2"),
+        (_without("model.vision_tower.vision_tower.vision_model.embeddings.position_embedding.weight"), "position_embedding.weight with 2"),
+        (_flat("model.embed_tokens.weight"), r"shape \(19200,\)"),
+        (_flat("model.visual_model.image_encoder.pos_embed"), "pos_embed with 4"),
+        (_no_numbers, "1 no floating-point numbers .language.model.lm_head.weight"),
+        (_twice, "one tensor that becomes model.norm.weight"),
+        (_no_tokenizer, "tokenizer.json or tokenizer.model"),
+        (_broken_tokenizer, "a LLaMA tokenizer"),
+        (_code_beside_tokenizer, "auto_map"),
+        (_code_beside_clip, "auto_map"),
+        (_broken_clip, "clip.json"),
+        (_changed_config(text_config={"auto_map": {"AutoModel": "evil.Model"}}), "auto_map"),
+        (_changed_config(num_attention_heads="four"), "sizes of LlamaConfig"),
+        (_changed_config(num_attention_heads=7), "sizes of LlamaConfig"),
+        (_changed_config(moe="yes"), "a section moe"),
+        (_changed_config(moe={"num_experts": []}), "one number of experts"),
+        (_changed_config(moe={"num_experts": 2, "top_k_experts": 3}), "top_k_experts between 1 and 2"),
+        (_changed_config(tokenizer_model_max_length="long"), "tokenizer_model_max_length"),
+        (_changed_config(medplib={}), "model and experts"),
         (_missing, "2 missing"),
         (_left_over, "mm_token_compressor"),
         (_other_shape, r"1 of another shape .*\(65,\) instead of \(64,\)"),
         (_other_size, "hidden_size 64"),
         (_missing_shard, "model-00009-of-00009"),
-        (_outside_shard, "a path"),
+        (_outside_shard, "'../model.safetensors'"),
         (_remote_code, "auto_map"),
         (_no_config, "config.json"),
         (_truncated, "safetensors"),
@@ -158,6 +224,28 @@ def test_bad_folders_are_refused_and_nothing_is_written(tmp_path, damage, says):
     with pytest.raises(InputError, match=says):
         import_published(folder, tmp_path / "ours", options(folder))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["published"]
+
+
+def test_files_that_are_not_read_are_neither_opened_nor_recorded(tmp_path):
+    folder = write_published(tmp_path / "published", "llm_dense")
+    (folder / "optimizer.bin").write_bytes(b"\x80\x04broken")
+    lineage = import_published(folder, tmp_path / "ours", options(folder))
+    assert [stamp.file for stamp in lineage.sources] == sorted(p.name for p in folder.glob("*.safetensors"))
+
+
+def test_the_configuration_comes_back_as_it_came(tmp_path):
+    folder = write_published(tmp_path / "published", "llm_moe")
+    text = (folder / "config.json").read_text().replace(", ", ",   ")
+    (folder / "config.json").write_text(text)
+    import_published(folder, tmp_path / "ours", options(folder))
+    export_published(load_checkpoint(tmp_path / "ours"), tmp_path / "back")
+    assert (tmp_path / "back/config.json").read_text() == text
+
+
+@pytest.mark.parametrize(("top_k", "gate"), [(1, "probability"), (2, "renormalised")])
+def test_several_experts_per_token_are_mixed_as_published(top_k, gate):
+    section = {"num_experts": 3, "top_k_experts": top_k}
+    assert moe_sizes({"moe": section}, where="", layers=2, experts=()).gate == gate
 
 
 def test_parts_are_left_out_only_when_named(tmp_path):

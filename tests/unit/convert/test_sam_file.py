@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medplib.convert.sam_file import import_sam
+from medplib.convert.sam_file import export_sam, import_sam
 from medplib.errors import InputError
 from medplib.lineage import load_checkpoint
 from tests.parity.fixtures import DATA
@@ -35,7 +35,33 @@ def test_another_image_size_interpolates_positions(tmp_path):
     assert found["grounder.image_encoder.vit.pos_embed"].shape == (1, 16, 16, 48)
     assert found["grounder.image_encoder.vit.blocks.1.attn.rel_pos_h"].shape[0] == 31
     assert found["grounder.image_encoder.vit.blocks.0.attn.rel_pos_h"].shape[0] == 13
-    assert told == ["positions interpolated from 128 to 256 pixels"]
+    assert told == ["positions interpolated to 256 pixels"]
+
+
+def test_there_and_back_byte_for_byte(tmp_path):
+    state = {name: tensor.bfloat16() if ".bias" in name else tensor for name, tensor in official().items()}
+    torch.save({"model": state}, tmp_path / "sam.pth")
+    import_sam(tmp_path / "sam.pth", tmp_path / "out")
+    export_sam(load_checkpoint(tmp_path / "out"), tmp_path / "back")
+    back = torch.load(tmp_path / "back" / "sam.pth", weights_only=True)["model"]
+    assert back.keys() == state.keys()
+    assert all(back[name].dtype == tensor.dtype and torch.equal(back[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("size", [0, -16, 100, 112])
+def test_sizes_that_no_encoder_takes_are_refused(tmp_path, size):
+    torch.save(official(), tmp_path / "sam.pth")
+    with pytest.raises(InputError, match="image_size"):
+        import_sam(tmp_path / "sam.pth", tmp_path / "out", image_size=size)
+
+
+@pytest.mark.parametrize(
+    "name", ["image_encoder.neck.0.weight", "image_encoder.blocks.0.attn.rel_pos_h", "mask_decoder.mask_tokens.weight"]
+)
+def test_a_tensor_that_tells_a_size_is_missing(tmp_path, name):
+    torch.save({key: tensor for key, tensor in official().items() if key != name}, tmp_path / "sam.pth")
+    with pytest.raises(InputError, match="no such tensor"):
+        import_sam(tmp_path / "sam.pth", tmp_path / "out")
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])

@@ -1,3 +1,4 @@
+import json
 import os
 
 import pytest
@@ -48,9 +49,28 @@ class _Code:
 
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
     torch.save({"weight": torch.zeros(2), "extra": _Code(tmp_path / "ran")}, tmp_path / "a.bin")
-    with pytest.raises(InputError, match="holds tensors and no code"):
+    with pytest.raises(InputError, match=r"holds tensors and no code, found code: \w+\.mkdir"):
         open_tensors(tmp_path / "a.bin")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(2, dtype=torch.complex64), torch.eye(2).to_sparse(), torch.zeros(2, device="meta")],
+    ids=["complex", "sparse", "meta"],
+)
+def test_tensors_that_no_safetensors_file_holds_are_refused(tmp_path, tensor):
+    torch.save({"odd": tensor}, tmp_path / "a.bin")
+    with pytest.raises(InputError, match=r"dense tensors .* found odd"):
+        open_tensors(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize("file", ["..", ".", "", "sub/a.safetensors", "/a.safetensors", 5, None])
+def test_an_index_names_files_beside_it(tmp_path, file):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
+    with pytest.raises(InputError, match="names of shards beside it"):
+        open_tensors(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no pickle", b"\x80\x04"])
