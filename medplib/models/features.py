@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+
+from medplib.types import Letterbox
 
 
 @dataclass(frozen=True)
@@ -24,3 +28,15 @@ class ImageFeatures:
         """Those of the images that `image_index` (J,) names, in its order."""
         skips = tuple(skip.index_select(0, image_index) for skip in self.skips)
         return ImageFeatures(self.embedding.index_select(0, image_index), skips, self.statistics.index_select(0, image_index), self.refined)
+
+
+class FeatureStore(Protocol):
+    """Somewhere image features are kept."""
+
+    def through(
+        self,
+        sam_pixels: torch.Tensor,
+        letterboxes: Sequence[Letterbox],
+        encode: Callable[[torch.Tensor, Sequence[Letterbox]], ImageFeatures],
+    ) -> ImageFeatures:
+        """The features of I images (I, 3, S, S) uint8 with their letterboxes; `encode` is asked for those that are not kept."""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from medplib.models.config_grounding import GrounderConfig
 from medplib.models.conv_encoder import build_conv_encoder
-from medplib.models.features import ImageFeatures
+from medplib.models.features import FeatureStore, ImageFeatures
 from medplib.models.geometry import unpad_resize, valid_mask
 from medplib.models.mask_decoder import DecodedMasks, HighResUpscaling, PresenceHead, Residual, decode_pairs, evidence
 from medplib.models.name_prompt import NamePromptEncoder
@@ -102,6 +102,8 @@ class PixelGrounder(nn.Module):
         self.upscaling = upscaling
         self.presence = presence
         self.residual = residual
+        self.kept: FeatureStore | None = None
+        """Where the features of a frozen image encoder are looked up; None encodes every image."""
 
     @property
     def prompt_width(self) -> int:
@@ -110,6 +112,11 @@ class PixelGrounder(nn.Module):
 
     def encode(self, sam_pixels: torch.Tensor, letterboxes: Sequence[Letterbox]) -> ImageFeatures:
         """Letterboxed pixels (I, 3, S, S) uint8 and their I letterboxes, which tell image from padding -> features of the I images."""
+        if self.kept is not None:
+            return self.kept.through(sam_pixels, letterboxes, self._encode)
+        return self._encode(sam_pixels, letterboxes)
+
+    def _encode(self, sam_pixels: torch.Tensor, letterboxes: Sequence[Letterbox]) -> ImageFeatures:
         pixels, statistics = self.normaliser(sam_pixels, valid_mask(letterboxes, sam_pixels.device))
         dtype = self.mask_decoder.iou_token.weight.dtype
         return self.image_encoder(pixels.to(dtype), statistics.to(dtype))

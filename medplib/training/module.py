@@ -16,6 +16,7 @@ from medplib.lineage import Lineage, SourceStamp, save_checkpoint, sha256_file
 from medplib.models.build import input_spec
 from medplib.tokens import SEG
 from medplib.training.assemble import assemble
+from medplib.training.feature_cache import keep_features
 from medplib.training.lora import add_lora, merged
 from medplib.training.objectives import OBJECTIVES, name_masks
 from medplib.training.optim import build_optimizer, rate_factor
@@ -57,11 +58,20 @@ class StageModule(L.LightningModule):
         return input_spec(self.config, with_sam=self.model.grounder is not None)
 
     def on_fit_start(self) -> None:
-        """Weights of mixed types only work where autocast brings them together."""
+        """Weights of mixed types only work where autocast brings them together; features of a frozen encoder are looked up."""
         if self.stage.frozen_dtype != "float32" and self.trainer.precision != "bf16-mixed":
             raise InputError(
                 where="trainer.precision", expected="bf16-mixed with stage.frozen_dtype bfloat16", found=self.trainer.precision
             )
+        if folder := self.stage.feature_cache:
+            precision = f"{self.trainer.precision} {self.stage.frozen_dtype}"
+            room = self.stage.feature_cache_gb
+            self.features = keep_features(self.model, Path(folder), gigabytes=room, precision=precision, where="stage.feature_cache")
+
+    def on_fit_end(self) -> None:
+        """Say what the cache was good for."""
+        if self.stage.feature_cache:
+            log.info("features of images: %d found in %s, %d encoded", self.features.found, self.features.folder, self.features.made)
 
     def configure_optimizers(self) -> dict:
         """One group per learning rate; warm-up and decay over all steps."""

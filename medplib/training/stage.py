@@ -93,6 +93,8 @@ class StageConfig:
         optim: optimiser.
         frozen_dtype: type of the weights that do not train; "bfloat16" halves their memory and needs trainer.precision bf16-mixed.
         checkpointing: keep only the inputs of the language model's layers and compute the rest again on the way back.
+        feature_cache: folder in which the features of a frozen grounder encoder are kept, for this run and others; empty = none.
+        feature_cache_gb: what is written there at most.
         seed: of initialisation and of everything random during training.
     """
 
@@ -110,6 +112,8 @@ class StageConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     checkpointing: bool = False
+    feature_cache: str = ""
+    feature_cache_gb: float = 100.0
     seed: int = 0
 
     def __post_init__(self) -> None:
