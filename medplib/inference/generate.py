@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
 
-from medplib.models.language import prefix_mask
+from medplib.inference.prefill import prefill
 from medplib.models.medplib import MedPLIB
 from medplib.types import Batch
 
@@ -48,6 +47,7 @@ def generate(
     max_new_tokens: int = 64,
     decide: Decide | None = None,
     features: torch.Tensor | None = None,
+    leader: torch.Tensor | None = None,
 ) -> Generated:
     """Greedy answers to a left-padded, open-ended batch.
 
@@ -59,22 +59,16 @@ def generate(
         max_new_tokens: limit per answer.
         decide: chooses every token; None takes the most likely.
         features: of the vision encoder for the images of the batch, where they are known already.
+        leader: (B,) row with the same images in front, so that the shared prefix is run once (see `prefill`); None = each runs its own.
     """
     device = batch.input_ids.device
-    cache = DynamicCache(config=model.language.model.config)
     features = model.vision(batch.vision_pixels, batch.letterboxes) if features is None else features
     shown = model.shown(batch, features)
     recent = batch.input_ids[:, -model.words.longest :] if model.words is not None else batch.input_ids[:, -1:]
-    hidden = model.language.hidden(
-        model.embed(batch, features),
-        mask=prefix_mask(batch.attention_mask, batch.segments),
-        positions=batch.positions,
-        token_mask=batch.attention_mask,
-        cache=cache,
-    )
-    state = first_state = hidden[:, -1]
+    read = prefill(model.language, batch, model.embed(batch, features), leader)
+    state = first_state = read.state
     logprobs = first_logprobs = model.language.logits(state).log_softmax(dim=-1)
-    seen, positions = batch.attention_mask, batch.positions[:, -1:]
+    seen, positions = read.seen, batch.positions[:, -1:]
     rows = len(state)
     ids: list[list[int]] = [[] for _ in range(rows)]
     done = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -95,7 +89,7 @@ def generate(
         visible[..., -1] = True  # a finished row still needs one key
         recent = torch.cat([recent[:, 1:], following[:, None]], dim=1)  # a name may span several tokens
         hidden = model.language.hidden(
-            model.embed_text(recent, shown)[:, -1:], mask=visible, positions=positions, token_mask=(~done)[:, None], cache=cache
+            model.embed_text(recent, shown)[:, -1:], mask=visible, positions=positions, token_mask=(~done)[:, None], cache=read.cache
         )
         state = hidden[:, -1]
         logprobs = model.language.logits(state).log_softmax(dim=-1)

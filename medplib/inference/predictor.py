@@ -142,15 +142,18 @@ class Predictor:
         forcing = forced_expert(language.routing, language.expert_names, self.expert) if self.expert else nullcontext()
         halves = nullcontext() if self.dtype == torch.float32 else torch.autocast(torch.device(self.device).type, dtype=self.dtype)
         with forcing, halves:
-            shown, features = self._encode(batch)
+            shown, features, leader = self._encode(batch)
             image_of_row = self._image_of_row(batch)
             gate = PresenceGate(self, features, image_of_row, scored=scored)
             limits = {"eos_id": self.eos_id, "seg_id": self.seg_id, "max_new_tokens": self.max_new_tokens}
-            out = generate(self.model, batch, **limits, decide=gate.decide, features=shown)
+            out = generate(self.model, batch, **limits, decide=gate.decide, features=shown, leader=leader)
             return self._assemble(batch, out, gate, features, image_of_row, with_fallback=with_fallback)
 
-    def _encode(self, batch: Batch) -> tuple[torch.Tensor, ImageFeatures | None]:
-        """Features of vision encoder and grounder for all images; equal images, as of several questions about one, are encoded once."""
+    def _encode(self, batch: Batch) -> tuple[torch.Tensor, ImageFeatures | None, torch.Tensor]:
+        """Features of vision encoder and grounder for all images; equal images, as of several questions about one, are encoded once.
+
+        Third: for each row (B,) the first one with the same images, in their order.
+        """
         first: dict[tuple[bytes, ...], int] = {}
         chosen, place = [], []
         sam = batch.sam_pixels if batch.sam_pixels is not None else batch.vision_pixels[:, :, :0]
@@ -160,12 +163,15 @@ class Predictor:
                 first[key] = len(chosen)
                 chosen.append(index)
             place.append(first[key])
+        ends = np.cumsum([len(records[0].images) for records in batch.records])
+        images = [tuple(place[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        leader = torch.tensor([images.index(of_row) for of_row in images], device=self.device)
         boxes, where = [batch.letterboxes[index] for index in chosen], torch.tensor(place, device=self.device)
         shown = self.model.vision(batch.vision_pixels[chosen], boxes).index_select(0, where)
         if self.model.grounder is None:
-            return shown, None
+            return shown, None, leader
         features = self.model.grounder.encode(batch.sam_pixels[chosen], boxes)
-        return shown, self.model.grounder.prepared(features).select(where)
+        return shown, self.model.grounder.prepared(features).select(where), leader
 
     def _image_of_row(self, batch: Batch) -> torch.Tensor:
         """(B,) the image that each row's masks are drawn in: that of its first target, else its last image."""
