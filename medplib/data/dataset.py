@@ -155,16 +155,14 @@ class StreamSampler(Sampler[int]):
         length: samples of an epoch, over all ranks.
         batch_size: samples per batch and rank; what is left of an epoch behind the last whole batch is not drawn.
         rank, world_size: this rank among how many.
+        first: (epoch, batches of it that are skipped) to begin at, whatever epoch is said when the first sample is drawn.
     """
 
-    def __init__(self, length: int, *, batch_size: int = 1, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, length: int, *, batch_size: int = 1, rank: int = 0, world_size: int = 1, first: tuple[int, int] | None = None
+    ) -> None:
         self.length, self.batch_size, self.rank, self.world_size, self.epoch = length, batch_size, rank, world_size, 0
-        self._first: tuple[int, int] | None = None
-
-    def go_on_at(self, batches: int) -> None:
-        """Begin behind `batches` batches, whatever epoch the trainer says it is in when the first sample is drawn."""
-        epoch, inside = divmod(batches, max(1, len(self) // self.batch_size))
-        self._first = (epoch, inside * self.batch_size)
+        self._first = first
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning at the start of every epoch."""
@@ -174,7 +172,7 @@ class StreamSampler(Sampler[int]):
         (epoch, skip), self._first = self._first or (self.epoch, 0), None
         start = epoch * self.length
         end = start + self.length - self.length % self.world_size
-        return iter(range(start + self.rank + skip * self.world_size, end, self.world_size))
+        return iter(range(start + self.rank + skip * self.batch_size * self.world_size, end, self.world_size))
 
     def __len__(self) -> int:
         return self.length // self.world_size

@@ -14,7 +14,7 @@ import re
 import shutil
 import signal
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from safetensors import safe_open
 from medplib.errors import InputError
 from medplib.lineage import sha256_file
 from medplib.tensorfiles import StoredTensor, write_safetensors
+from medplib.training.position import Position, go_on_at, position_of
 
 log = logging.getLogger("medplib.training")
 
@@ -89,7 +90,8 @@ class ResumePoints(L.Callback):
             if meta["fingerprint"] != self.fingerprint:
                 raise InputError(where=chosen, expected="a resume point of this configuration, these data, parents and ranks",
                                  found="another one", remedy="start afresh with --resume.fresh true, or restore what changed")  # fmt: skip
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+            # Copied, because a file is read in place, and this one is removed while the run goes on.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
         _restore(trainer, module, tensors, meta)
         self._stepped = trainer.global_step
         log.info("goes on at step %d (%s)", trainer.global_step, chosen.name)
@@ -185,10 +187,8 @@ def _collect(trainer: L.Trainer, module: L.LightningModule) -> tuple[dict[str, t
                 tensors[f"optimizer.{index}.{key}"] = value
             else:
                 numbers.setdefault(str(index), {})[key] = value
-    loops = trainer.fit_loop
     meta = {
-        "loops": loops.state_dict(),
-        "batches": loops.epoch_loop.batch_progress.total.ready,
+        "position": asdict(position_of(trainer)),
         "groups": state["param_groups"],
         "numbers": numbers,
         "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
@@ -215,7 +215,4 @@ def _restore(trainer: L.Trainer, module: L.LightningModule, tensors: dict[str, t
     trainer.optimizers[0].load_state_dict({"state": state, "param_groups": meta["groups"]})
     for config, saved in zip(trainer.lr_scheduler_configs, meta["schedulers"], strict=True):
         config.scheduler.load_state_dict(saved)
-    trainer.fit_loop.load_state_dict(meta["loops"])
-    trainer.datamodule.go_on_at(batches=meta["batches"])
-    # With max_epochs the loader was built to count steps, and its processes may have begun at the first sample: it is built again.
-    trainer.fit_loop._combined_loader = None
+    go_on_at(trainer, Position(**meta["position"]))
