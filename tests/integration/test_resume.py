@@ -181,22 +181,24 @@ def test_told_to_stop_it_writes_a_point_and_says_so(trained: Trained, tmp_path: 
 def test_killed_at_random_moments(trained: Trained, tmp_path: Path) -> None:
     """MEDPLIB_KILLS says how often (20 for a thorough run); points are written in every step, so some deaths fall into writing.
 
-    All runs are processes of their own: the command flushes denormal numbers to zero, which a test process does not.
+    All runs are processes of their own: the command flushes denormal numbers to zero, which a test process does not. Each lives for one
+    to five steps, because what a death leaves wrong may show only in the epoch after the next one.
     """
     kills, rng = int(os.environ["MEDPLIB_KILLS"]), random.Random(0)
-    assert started(trained, tmp_path / "whole").wait(timeout=300) == 0
-    folder = points_folder(tmp_path / "moe")
+    steps, folder = 12 * kills, points_folder(tmp_path / "moe")
+    assert started(trained, tmp_path / "whole", steps=steps).wait(timeout=600) == 0
 
-    def newest() -> str:
-        return max((point.name for point in folder.glob("step-*")), default="")
+    def newest() -> int:
+        return max((int(point.name.split("-")[1]) for point in folder.glob("step-*")), default=0)
 
     for _ in range(kills):
-        process, before = started(trained, tmp_path / "moe"), newest()
-        while newest() == before and process.poll() is None:  # past the imports
+        goal, process = newest() + rng.randint(1, 5), started(trained, tmp_path / "moe", steps=steps)
+        while newest() < goal and process.poll() is None:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
-    assert started(trained, tmp_path / "moe").wait(timeout=300) == 0
+        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+    assert started(trained, tmp_path / "moe", steps=steps).wait(timeout=600) == 0
     whole, found = (load_checkpoint(tmp_path / name).tensors() for name in ("whole", "moe"))
     assert {name for name, tensor in whole.items() if not torch.equal(found[name], tensor)} == set()
