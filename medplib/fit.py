@@ -91,26 +91,25 @@ def _cli(arguments: list[str] | None):
         ) from None
 
 
-def _fingerprint(config) -> str:
-    """SHA-256 of what decides the weights: stage, training data, number of steps."""
+def _fingerprint(config, *, without: tuple[str, ...] = ()) -> str:
+    """SHA-256 of what decides the weights: stage, training data (but for the keys in `without`), number of steps."""
     plain = json.loads(json.dumps(config.as_dict(), default=str))
-    for watching in ("val", "val_limit", "workers", "cache_mb"):
-        plain["data"].pop(watching, None)
+    for key in ("val", "val_limit", "workers", "cache_mb", *without):
+        plain["data"].pop(key, None)
     trainer = {
         k: plain["trainer"].get(k) for k in ("max_steps", "max_epochs", "precision", "accumulate_grad_batches", "limit_train_batches")
     }
     return hashlib.sha256(json.dumps([plain["model"], plain["data"], trainer], sort_keys=True).encode()).hexdigest()
 
 
-def _run_fingerprint(configuration: str, parents: dict, files: dict[str, int], ranks: int) -> str:
-    """SHA-256 of what a resume point must agree with: configuration, parents, data files, number of ranks."""
+def _run_fingerprint(configuration: str, parents: dict, files: dict[str, int]) -> str:
+    """SHA-256 of what a resume point must agree with: configuration, parents, data files."""
     from medplib.lineage import sha256_file
 
     found = {
         "configuration": configuration,
         "parents": {role: lineage.weights_sha256 for role, lineage in parents.items()},
         "data": {file: sha256_file(Path(file)) for file in files},
-        "ranks": ranks,
     }
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
@@ -143,7 +142,7 @@ def _up_to_date(config, fingerprint: str) -> bool:
 def main(arguments: list[str] | None = None) -> None:
     """Parse, train, write the checkpoint folder of the stage."""
     from medplib.training.resume import ResumeOptions, ResumePoints, points_folder
-    from medplib.training.strategy import WholeWeights, ZeroStrategy, check_strategy
+    from medplib.training.strategy import WholeWeights, check_strategy
 
     _quieten()
     cli = _cli(arguments)
@@ -160,12 +159,11 @@ def main(arguments: list[str] | None = None) -> None:
     gc.collect()
     gc.freeze()  # records are many small objects that stay: walking them again and again costs a tenth of a small step
     resume, trainer = ResumeOptions(**cli.config.resume.as_dict()), cli.trainer
-    check_strategy(trainer.strategy, resume_every=resume.every)
+    check_strategy(trainer.strategy)
     points, whole = points_folder(module.stage.output), WholeWeights()
     trainer.callbacks.append(whole)
-    if not isinstance(trainer.strategy, ZeroStrategy):
-        fingerprint = _run_fingerprint(cli.fingerprint, module.parents, data.counts, trainer.world_size)
-        trainer.callbacks.append(ResumePoints(points, resume, fingerprint=fingerprint))
+    fingerprint = _run_fingerprint(_fingerprint(cli.config, without=("batch_size",)), module.parents, data.counts)
+    trainer.callbacks.append(ResumePoints(points, resume, fingerprint=fingerprint, samples=data.batch_size * trainer.world_size))
     trainer.fit(module, datamodule=data)
     if cli.trainer.interrupted:
         raise SystemExit(130)

@@ -60,7 +60,7 @@ class DataModule(L.LightningDataModule):
         self.train_records = self._read(train)
         self.val_records = spread(self._read(val), val_limit)
         self._encoder: SampleEncoder | None = None
-        self._drawn, self._sampler = 0, None
+        self._first = (0, 0)
 
     def _read(self, files: tuple[str, ...]) -> list[Record]:
         records: list[Record] = []
@@ -74,11 +74,9 @@ class DataModule(L.LightningDataModule):
         """Say how the model wants to be fed; must precede the loaders."""
         self._encoder = SampleEncoder(tokenizer=tokenizer, spec=spec)
 
-    def go_on_at(self, *, batches: int) -> None:
-        """Let the training stream begin behind `batches` batches; nothing is read again. Before or after the loader is built."""
-        self._drawn = batches
-        if self._sampler is not None:
-            self._sampler.go_on_at(batches)
+    def go_on_at(self, *, epoch: int, batches: int) -> None:
+        """Let the training stream begin in `epoch` behind `batches` of its batches; nothing is read again. Before the loader is built."""
+        self._first = (epoch, batches)
 
     def train_dataloader(self) -> DataLoader:
         """The endless training stream, cut into epochs of as many samples as there are images."""
@@ -99,10 +97,8 @@ class DataModule(L.LightningDataModule):
             window=self.length_window,
             size_of=data.text_size,
             seed=self.seed,
+            first=self._first,
         )
-        if self._drawn:
-            sampler.go_on_at(self._drawn)
-        self._sampler = sampler
         return self._loader(data, sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader | list:

@@ -22,6 +22,7 @@ class StreamSampler(Sampler[int]):
         window: batches per rank that are sorted together; 0 or 1 keeps the order of the stream.
         size_of: position -> anything that grows with the length of the sample; needed with a window.
         seed: of the order of the batches inside a window.
+        first: (epoch, batches of it that are skipped) to begin at, whatever epoch is said when the first sample is drawn.
     """
 
     def __init__(
@@ -34,14 +35,11 @@ class StreamSampler(Sampler[int]):
         window: int = 0,
         size_of: Callable[[int], int] | None = None,
         seed: int = 0,
+        first: tuple[int, int] | None = None,
     ) -> None:
         self.length, self.batch_size, self.rank, self.world_size, self.epoch = length, batch_size, rank, world_size, 0
         self.window, self.size_of, self.seed = window, size_of, seed
-        self._first: tuple[int, int] | None = None
-
-    def go_on_at(self, batches: int) -> None:
-        """Begin behind `batches` batches, whatever epoch the trainer says it is in when the first sample is drawn."""
-        self._first = divmod(batches, self._batches)
+        self._first = first
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning at the start of every epoch."""

@@ -1,8 +1,9 @@
 """Resume points of a stage: exact, atomic, small.
 
-A point is one safetensors file with what the stage changes (trained weights, buffers, optimiser states) and, as metadata, where the run
-stands. What is random in a step is a function of (seed, step) and the training stream one of (seed, position), so nothing else is needed
-to go on as if never stopped. The file appears under its name only when all of it is on the disk; the name holds its hash.
+A point is one safetensors file with what the stage changes (trained weights, buffers, optimiser states; whole tensors by name, whatever
+the strategy) and, as metadata, where the run stands. What is random in a step is a function of (seed, step) and the training stream one
+of (seed, position), so nothing else is needed to go on as if never stopped. The file appears under its name only when all of it is on the
+disk; the name holds its hash.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import shutil
 import signal
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from safetensors import safe_open
 from medplib.errors import InputError
 from medplib.lineage import sha256_file
 from medplib.tensorfiles import StoredTensor, write_safetensors
+from medplib.training.position import Position, go_on_at, position_of
+from medplib.training.states import take_states, whole_states
 
 log = logging.getLogger("medplib.training")
 
@@ -63,11 +66,12 @@ class ResumePoints(L.Callback):
     Args:
         folder: see `points_folder`.
         options: see there.
-        fingerprint: of the run; points of another configuration, other data, parents or numbers of ranks are refused.
+        fingerprint: of the run; points of another configuration, other data or parents are refused.
+        samples: of a batch over all ranks; points of other batches are refused, because their batches and epochs end elsewhere.
     """
 
-    def __init__(self, folder: Path, options: ResumeOptions, *, fingerprint: str) -> None:
-        self.folder, self.options, self.fingerprint = folder, options, fingerprint
+    def __init__(self, folder: Path, options: ResumeOptions, *, fingerprint: str, samples: int) -> None:
+        self.folder, self.options, self.fingerprint, self.samples = folder, options, fingerprint, samples
         self.told_to_stop = False
         self._stepped = 0
 
@@ -86,13 +90,27 @@ class ResumePoints(L.Callback):
             raise InputError(where=chosen, expected="the resume point on a disk that all ranks see", found="no such file on this machine")
         with safe_open(chosen, framework="pt") as file:
             meta = json.loads(file.metadata()[_META])
-            if meta["fingerprint"] != self.fingerprint:
-                raise InputError(where=chosen, expected="a resume point of this configuration, these data, parents and ranks",
-                                 found="another one", remedy="start afresh with --resume.fresh true, or restore what changed")  # fmt: skip
+            self._check(chosen, meta, ranks=trainer.world_size)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-        _restore(trainer, module, tensors, meta)
+        optimizer = trainer.optimizers[0]
+        take_states(trainer.strategy, module.model, optimizer, tensors)
+        for group, rate in zip(optimizer.param_groups, meta["rates"], strict=True):
+            group["lr"] = rate
+        for config, saved in zip(trainer.lr_scheduler_configs, meta["schedulers"], strict=True):
+            config.scheduler.load_state_dict(saved)
+        go_on_at(trainer, Position(**meta["position"]))
         self._stepped = trainer.global_step
         log.info("goes on at step %d (%s)", trainer.global_step, chosen.name)
+
+    def _check(self, point: Path, meta: dict[str, Any], *, ranks: int) -> None:
+        if meta["fingerprint"] != self.fingerprint:
+            raise InputError(where=point, expected="a resume point of this configuration, these data and parents",
+                             found="another one", remedy="start afresh with --resume.fresh true, or restore what changed")  # fmt: skip
+        if meta["samples"] != self.samples:
+            each, rest = divmod(meta["samples"], ranks)
+            remedy = f"go on with a number of ranks that divides {meta['samples']}" if rest else f"set data.batch_size to {each}"
+            raise InputError(where=point, expected=f"batches of {meta['samples']} samples over all ranks",
+                             found=f"{self.samples} on {ranks}", remedy=remedy)  # fmt: skip
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write where a step has just ended and a point is due, or the run shall stop."""
@@ -101,19 +119,29 @@ class ResumePoints(L.Callback):
             return  # gradients are still being gathered: what is gathered so far would be lost
         self._stepped = step
         stop = trainer.strategy.reduce_boolean_decision(self.told_to_stop, all=False)  # ranks hear of it in different steps
-        last = trainer.max_steps != -1 and step >= trainer.max_steps
-        if (self.options.every and step % self.options.every == 0 and not last) or stop:
-            if trainer.is_global_zero:
-                self._write(trainer, module)
+        if step >= trainer.estimated_stepping_batches:
+            return  # all that is left is to write the checkpoint
+        if (self.options.every and step % self.options.every == 0) or stop:
+            self._write(trainer, module)
             trainer.strategy.barrier()
         if stop:
             log.info("stopped at step %d; started again, the stage goes on there", step)
             raise SystemExit(128 + signal.SIGTERM)
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        tensors, meta = _collect(trainer, module)
+        optimizer = trainer.optimizers[0]
+        tensors = whole_states(trainer.strategy, module.model, optimizer)
+        if not trainer.is_global_zero:
+            return
+        meta = {
+            "position": asdict(position_of(trainer)),
+            "rates": [group["lr"] for group in optimizer.param_groups],
+            "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+            "fingerprint": self.fingerprint,
+            "samples": self.samples,
+        }
         try:
-            write_point(self.folder, tensors, {**meta, "fingerprint": self.fingerprint}, step=trainer.global_step)
+            write_point(self.folder, tensors, meta, step=trainer.global_step)
         except OSError as error:  # a full disk must not end a run whose last point is good
             log.error("resume point of step %d not written (%s); older ones stay, training goes on", trainer.global_step, error.strerror)
             return
@@ -167,55 +195,3 @@ def _flush(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _changing(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Trained parameters, and buffers (running statistics); what stays as the parents left it is not part of a point."""
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    return trained | {name: b for name, b in module.named_buffers() if name in module.state_dict()}
-
-
-def _collect(trainer: L.Trainer, module: L.LightningModule) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    tensors = {f"weights.{name}": tensor for name, tensor in _changing(module.model).items()}
-    state = trainer.optimizers[0].state_dict()
-    numbers: dict[str, dict[str, Any]] = {}
-    for index, values in state["state"].items():
-        for key, value in values.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                numbers.setdefault(str(index), {})[key] = value
-    loops = trainer.fit_loop
-    meta = {
-        "loops": loops.state_dict(),
-        "batches": loops.epoch_loop.batch_progress.total.ready,
-        "groups": state["param_groups"],
-        "numbers": numbers,
-        "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
-    }
-    return tensors, meta
-
-
-def _restore(trainer: L.Trainer, module: L.LightningModule, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
-    own = _changing(module.model)
-    found = {name.removeprefix("weights."): tensor for name, tensor in tensors.items() if name.startswith("weights.")}
-    if found.keys() != own.keys():
-        odd = sorted(found.keys() ^ own.keys())
-        raise InputError(
-            where="resume point", expected=f"{len(own)} tensors that the stage changes", found=f"{len(odd)} odd, such as {odd[0]}"
-        )
-    with torch.no_grad():
-        for name, tensor in found.items():
-            own[name].copy_(tensor)
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in meta["numbers"].items()}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
-    trainer.optimizers[0].load_state_dict({"state": state, "param_groups": meta["groups"]})
-    for config, saved in zip(trainer.lr_scheduler_configs, meta["schedulers"], strict=True):
-        config.scheduler.load_state_dict(saved)
-    trainer.fit_loop.load_state_dict(meta["loops"])
-    trainer.datamodule.go_on_at(batches=meta["batches"])
-    # With max_epochs the loader was built to count steps, and its processes may have begun at the first sample: it is built again.
-    trainer.fit_loop._combined_loader = None

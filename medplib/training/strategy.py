@@ -133,14 +133,11 @@ def _collect(strategy: ZeroStrategy, model: nn.Module) -> dict[str, torch.Tensor
     return weights
 
 
-def check_strategy(strategy: Strategy, *, resume_every: int) -> None:
-    """Only strategies whose weights can be written, and resume points where they are to be had; else InputError."""
+def check_strategy(strategy: Strategy) -> None:
+    """Only strategies whose weights can be written; else InputError."""
     if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ZeroStrategy)):
         known = "auto, ddp or ZeroStrategy (configs/parts/strategy_*.yaml)"
         raise InputError(where="trainer.strategy", expected=known, found=type(strategy).__name__)
-    if isinstance(strategy, ZeroStrategy) and resume_every:
-        raise InputError(where="--resume.every", expected="0 under ZeRO, whose states are split among ranks", found=str(resume_every),
-                         remedy="use DDP where runs must survive a stop")  # fmt: skip
 
 
 def _prepare_cpu() -> None:

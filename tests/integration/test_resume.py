@@ -51,11 +51,11 @@ def die_behind(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(resume.ResumePoints, "_write", write_and_die)
 
 
-def stopped_run(trained: Trained, out: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> list[Path]:
+def stopped_run(trained: Trained, out: Path, monkeypatch: pytest.MonkeyPatch, step: int, *more: str) -> list[Path]:
     with monkeypatch.context() as patch:
         die_behind(patch, step)
         with pytest.raises(StoppedError):
-            main(arguments(trained, out, "--resume.every", "1"))
+            main(arguments(trained, out, "--resume.every", "1", *more))
     return sorted(points_folder(out).iterdir())
 
 
@@ -70,15 +70,25 @@ def test_goes_on_bit_for_bit(trained: Trained, uninterrupted: str, tmp_path: Pat
     assert not points_folder(tmp_path / "moe").exists()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_goes_on_where_epochs_are_counted(trained: Trained, tmp_path: Path, monkeypatch, workers: int) -> None:
-    """The loader is then built before the run knows where it goes on."""
+@pytest.mark.parametrize("steps", [(3, 6), (2, 3, 5, 6, 9), range(1, STEPS)])
+def test_goes_on_after_several_stops(trained: Trained, uninterrupted: str, tmp_path: Path, monkeypatch, steps, caplog) -> None:
+    """Stopped at the end of an epoch and again at the end of the next one, a run must still know which epoch follows."""
+    for step in steps:
+        stopped_run(trained, tmp_path / "moe", monkeypatch, step)
+    caplog.set_level("INFO")
+    main(arguments(trained, tmp_path / "moe"))
+    assert f"goes on at step {steps[-1]}" in caplog.text
+    assert load_checkpoint(tmp_path / "moe").lineage.weights_sha256 == uninterrupted
+
+
+@pytest.mark.parametrize(("workers", "limit", "steps"), [(0, 3, (5,)), (1, 3, (3, 6)), (1, 2, (4, 5))])
+def test_goes_on_where_epochs_are_counted(trained: Trained, tmp_path: Path, monkeypatch, workers: int, limit: int, steps) -> None:
+    """The loader is then built before the run knows where it goes on; epochs may be cut short."""
     more = ["--trainer.max_steps", "-1", "--trainer.max_epochs", "4", "--data.workers", str(workers)]
+    more += ["--trainer.limit_train_batches", str(limit)]
     main(arguments(trained, tmp_path / "whole", *more))
-    with monkeypatch.context() as patch:
-        die_behind(patch, 5)
-        with pytest.raises(StoppedError):
-            main(arguments(trained, tmp_path / "moe", "--resume.every", "1", *more))
+    for step in steps:
+        stopped_run(trained, tmp_path / "moe", monkeypatch, step, *more)
     main(arguments(trained, tmp_path / "moe", *more))
     assert load_checkpoint(tmp_path / "moe").lineage.weights_sha256 == load_checkpoint(tmp_path / "whole").lineage.weights_sha256
 
@@ -171,22 +181,24 @@ def test_told_to_stop_it_writes_a_point_and_says_so(trained: Trained, tmp_path: 
 def test_killed_at_random_moments(trained: Trained, tmp_path: Path) -> None:
     """MEDPLIB_KILLS says how often (20 for a thorough run); points are written in every step, so some deaths fall into writing.
 
-    All runs are processes of their own: the command flushes denormal numbers to zero, which a test process does not.
+    All runs are processes of their own: the command flushes denormal numbers to zero, which a test process does not. Each lives for one
+    to five steps, because what a death leaves wrong may show only in the epoch after the next one.
     """
     kills, rng = int(os.environ["MEDPLIB_KILLS"]), random.Random(0)
-    assert started(trained, tmp_path / "whole").wait(timeout=300) == 0
-    folder = points_folder(tmp_path / "moe")
+    steps, folder = 12 * kills, points_folder(tmp_path / "moe")
+    assert started(trained, tmp_path / "whole", steps=steps).wait(timeout=600) == 0
 
-    def newest() -> str:
-        return max((point.name for point in folder.glob("step-*")), default="")
+    def newest() -> int:
+        return max((int(point.name.split("-")[1]) for point in folder.glob("step-*")), default=0)
 
     for _ in range(kills):
-        process, before = started(trained, tmp_path / "moe"), newest()
-        while newest() == before and process.poll() is None:  # past the imports
+        goal, process = newest() + rng.randint(1, 5), started(trained, tmp_path / "moe", steps=steps)
+        while newest() < goal and process.poll() is None:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
-    assert started(trained, tmp_path / "moe").wait(timeout=300) == 0
+        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+    assert started(trained, tmp_path / "moe", steps=steps).wait(timeout=600) == 0
     whole, found = (load_checkpoint(tmp_path / name).tensors() for name in ("whole", "moe"))
     assert {name for name, tensor in whole.items() if not torch.equal(found[name], tensor)} == set()

@@ -1,0 +1,41 @@
+"""`python -m medplib.fit`, told to stop behind step $STOP_AT; what it goes on from must arrive whole.
+
+Step and loss of every step are written to $LOSSES. A script of its own, because Lightning starts the other ranks by starting the same
+command again.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+
+from medplib.errors import run_command
+from medplib.fit import _command
+from medplib.training import resume
+from medplib.training.resume import ResumePoints
+
+end, take = ResumePoints.on_train_batch_end, resume.take_states
+
+
+def taken(strategy, model, optimizer, tensors):
+    """Whatever the ranks took must be the point's own bits when it is put together again."""
+    take(strategy, model, optimizer, tensors)
+    whole = resume.whole_states(strategy, model, optimizer)
+    if strategy.is_global_zero:
+        odd = [name for name in tensors.keys() | whole.keys() if not torch.equal(tensors[name], whole[name].cpu())]
+        assert not odd, f"{len(odd)} tensors changed on their way, such as {odd[0]}"
+
+
+def told(self, trainer, *arguments):
+    """Stands for a scheduler's signal; what a step logs is shown only behind it, which a stopped run does not reach."""
+    self.told_to_stop |= trainer.global_step == int(os.environ["STOP_AT"])
+    loss = float(trainer.callback_metrics["train/loss"])
+    if trainer.is_global_zero:
+        with Path(os.environ["LOSSES"]).open("a") as file:
+            file.write(f"{trainer.global_step} {loss!r}\n")
+    end(self, trainer, *arguments)
+
+
+resume.take_states, ResumePoints.on_train_batch_end = taken, told
+if __name__ == "__main__":
+    run_command(_command)
