@@ -5,15 +5,18 @@ a: the mixture of experts beside one dense MLP and beside transformers' own laye
 d: several questions about one image in one sequence beside a sequence each.
 e: cross-entropy at labelled rows beside that of all rows.
 f: answers with masks, a batch beside one sample at a time.
+i: overlap and surface Dice of masks beside loops over tensors and MONAI.
 j: how long commands take to start; k: bytes of a resume point.
 step3, step4: one training step of the full-size stages III and IV with random weights, beside what `medplib.plan` says: samples per second,
 share of the matrix-product roof measured in the same run, peak memory over planned memory. On a CPU the same code runs at a tiny size.
-With --out a Markdown table of the same name is written beside the JSON.
+A matrix product is timed before and after each row; a row between products that differ by more than a tenth is marked ~ in the table.
+With --out a Markdown table of the same name is written beside the JSON; with --only the other rows of both stay as they are.
 """
 
 import argparse
 import json
 import platform
+import re
 import statistics
 import sys
 from dataclasses import asdict, replace
@@ -22,7 +25,8 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 import torch
-from bench_parts import Row, interleaved, label_rows, moe_rows
+from bench_metrics import metric_rows
+from bench_parts import Row, interleaved, label_rows, moe_rows, product_seconds
 from bench_whole import answer_rows, prefix_rows, size_rows, start_rows
 
 import medplib  # noqa: F401  (before anything that imports torchvision)
@@ -187,16 +191,18 @@ def _answers(device: str) -> list[Row]:
     return answer_rows(model, random_batch(config, 16, device), device)
 
 
-PARTS = {"a": moe_rows, "d": prefix_rows, "e": label_rows, "f": _answers, "j": start_rows, "k": size_rows}
+PARTS = {"a": moe_rows, "d": prefix_rows, "e": label_rows, "f": _answers, "i": metric_rows, "j": start_rows, "k": size_rows}
 
 
 def table(rows: list[Row], device: str) -> str:
     """A Markdown table."""
-    where = f"Written by `python scripts/bench.py --out docs/benchmarks.json` on: {device}, threads: {torch.get_num_threads()}."
-    lines = ["# Benchmarks", "", where, "", "| row | what | ratio | target | stretch | met | peer |", "|---|---|---|---|---|---|---|"]
+    where = f"Written by `python scripts/bench.py --out docs/benchmarks.json` on: {device}."
+    lines = ["# Benchmarks", "", where, "", "| row | what | ratio | target | stretch | met | peer | threads |", "|" + "---|" * 8]
     for row in rows:
         sign, met = "<=" if row.lower else ">=", "yes" if row.met else "no"
-        lines.append(f"| {row.id} | {row.name} | {row.ratio:.2f} | {sign} {row.target:g} | {sign} {row.stretch:g} | {met} | {row.peer} |")
+        met += " ~" if row.details.get("product_drift", 0) > 0.1 else ""
+        targets = f"{sign} {row.target:g} | {sign} {row.stretch:g}"
+        lines.append(f"| {row.id} | {row.name} | {row.ratio:.2f} | {targets} | {met} | {row.peer} | {row.details.get('threads', '')} |")
     return "\n".join(lines) + "\n"
 
 
@@ -215,10 +221,14 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     size = given.size or ("full" if given.device == "cuda" else "tiny")
     rows: list[Row] = []
     for name in given.only.split(","):
+        before = product_seconds(given.device)
         if name in STAGES:
-            rows.append(step_row(name, device=given.device, size=size, samples=given.samples))
+            found = [step_row(name, device=given.device, size=size, samples=given.samples)]
         else:
-            rows += PARTS[name](given.device)
+            found = PARTS[name](given.device)
+        drift = abs(product_seconds(given.device) / before - 1)
+        steady = {"product_drift": drift, "threads": torch.get_num_threads()}
+        rows += [replace(row, details={**row.details, **steady}) for row in found]
         if given.device == "cuda":
             torch.cuda.empty_cache()
     device = torch.cuda.get_device_name() if given.device == "cuda" else f"{platform.machine()} CPU"
@@ -226,10 +236,20 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     for row in rows:
         print(row.id, "  ".join(f"{k} {v:.4g}" for k, v in row.details.items()))
     if given.out is not None:
-        stored = [{**asdict(row), "met": row.met} for row in rows]
-        given.out.write_text(json.dumps({"device": device, "torch": torch.__version__, "rows": stored}, indent=1) + "\n")
-        given.out.with_suffix(".md").write_text(table(rows, device))
+        _write(given.out, rows, device)
     return rows
+
+
+def _write(out: Path, rows: list[Row], device: str) -> None:
+    """Write rows in the order of their ids; rows that are in the file already and were not run again stay."""
+    whole = {row.id: row for row in rows}
+    if out.exists():
+        for stored in json.loads(out.read_text())["rows"]:
+            whole.setdefault(stored["id"], Row(**{name: value for name, value in stored.items() if name != "met"}))
+    ordered = sorted(whole.values(), key=lambda row: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", row.id)])
+    stored = [{**asdict(row), "met": row.met} for row in ordered]
+    out.write_text(json.dumps({"device": device, "torch": torch.__version__, "rows": stored}, indent=1) + "\n")
+    out.with_suffix(".md").write_text(table(ordered, device))
 
 
 if __name__ == "__main__":

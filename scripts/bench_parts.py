@@ -60,6 +60,13 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def product_seconds(device: str) -> float:
+    """Best seconds of a matrix product, beside which a row says how steady the machine was."""
+    size = 4096 if device == "cuda" else 512
+    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    return min(interleaved({"product": lambda: a @ b}, device=device, repeats=10)["product"])
+
+
 def median_ratio(seconds: dict[str, list[float]], above: str, below: str) -> tuple[float, dict[str, float]]:
     """Median over turns of the ratio of neighbours; machines drift less between neighbours than over a row."""
     pairs = [a / b for a, b in zip(seconds[above], seconds[below], strict=True)]

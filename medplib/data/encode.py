@@ -34,6 +34,7 @@ class Loaded:
     records: tuple[Record, ...]
     target_masks: tuple[tuple[np.ndarray | None, ...], ...]  # per record, per target
     region_masks: tuple[tuple[np.ndarray, ...], ...]  # per record, per region
+    spacings: tuple[tuple[float, float] | None, ...] = ()  # per image: mm between rows and columns as read; () when nobody asks
 
 
 class SampleEncoder:
