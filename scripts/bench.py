@@ -5,6 +5,7 @@ a: the mixture of experts beside one dense MLP and beside transformers' own laye
 d: several questions about one image in one sequence beside a sequence each.
 e: cross-entropy at labelled rows beside that of all rows.
 f: answers with masks, a batch beside one sample at a time.
+h: samples read, encoded and collated beside decoding their files.
 i: overlap and surface Dice of masks beside loops over tensors and MONAI.
 j: how long commands take to start; k: bytes of a resume point.
 step3, step4: one training step of the full-size stages III and IV with random weights, beside what `medplib.plan` says: samples per second,
@@ -25,6 +26,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 import torch
+from bench_data import data_rows
 from bench_metrics import metric_rows
 from bench_parts import Row, interleaved, label_rows, moe_rows, product_seconds
 from bench_whole import answer_rows, prefix_rows, size_rows, start_rows
@@ -191,7 +193,7 @@ def _answers(device: str) -> list[Row]:
     return answer_rows(model, random_batch(config, 16, device), device)
 
 
-PARTS = {"a": moe_rows, "d": prefix_rows, "e": label_rows, "f": _answers, "i": metric_rows, "j": start_rows, "k": size_rows}
+PARTS = {"a": moe_rows, "d": prefix_rows, "e": label_rows, "f": _answers, "h": data_rows, "i": metric_rows, "j": start_rows, "k": size_rows}
 
 
 def table(rows: list[Row], device: str) -> str:

@@ -3,6 +3,7 @@
 import json
 
 from scripts.bench import _write, main
+from scripts.bench_data import data_rows
 from scripts.bench_metrics import metric_rows
 from scripts.bench_parts import Row
 
@@ -25,6 +26,12 @@ def test_metric_rows_compare_equal_values():
         "i_surface_3d_mm",
     ]
     assert all(row.ratio > 0 for row in rows)
+
+
+def test_data_rows_read_what_they_wrote():
+    rows = data_rows("cpu", kinds=("256",), images=16)
+    assert [row.id for row in rows] == ["h_256"]
+    assert rows[0].details["samples_per_second"] > 0
 
 
 def test_rows_that_were_not_run_stay_in_the_file(tmp_path):
