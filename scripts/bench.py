@@ -2,6 +2,7 @@
 
 Every row is a ratio of two implementations in one process, run in turns.
 a: the mixture of experts beside one dense MLP and beside transformers' own layers.
+a_lora: the same with adapters in every expert.
 d: several questions about one image in one sequence beside a sequence each.
 e: cross-entropy at labelled rows beside that of all rows.
 f: answers with masks, a batch beside one sample at a time.
@@ -27,6 +28,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 import torch
 from bench_data import data_rows
+from bench_lora import lora_rows
 from bench_metrics import metric_rows
 from bench_parts import Row, interleaved, label_rows, moe_rows, product_seconds
 from bench_whole import answer_rows, prefix_rows, size_rows, start_rows
@@ -193,7 +195,17 @@ def _answers(device: str) -> list[Row]:
     return answer_rows(model, random_batch(config, 16, device), device)
 
 
-PARTS = {"a": moe_rows, "d": prefix_rows, "e": label_rows, "f": _answers, "h": data_rows, "i": metric_rows, "j": start_rows, "k": size_rows}
+PARTS = {
+    "a": moe_rows,
+    "a_lora": lora_rows,
+    "d": prefix_rows,
+    "e": label_rows,
+    "f": _answers,
+    "h": data_rows,
+    "i": metric_rows,
+    "j": start_rows,
+    "k": size_rows,
+}
 
 
 def table(rows: list[Row], device: str) -> str:

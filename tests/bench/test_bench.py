@@ -4,6 +4,7 @@ import json
 
 from scripts.bench import _write, main
 from scripts.bench_data import data_rows
+from scripts.bench_lora import lora_rows
 from scripts.bench_metrics import metric_rows
 from scripts.bench_parts import Row
 
@@ -32,6 +33,11 @@ def test_data_rows_read_what_they_wrote():
     rows = data_rows("cpu", kinds=("256",), images=16)
     assert [row.id for row in rows] == ["h_256"]
     assert rows[0].details["samples_per_second"] > 0
+
+
+def test_lora_rows_run():
+    rows = lora_rows("cpu", tokens=32, experts=(2,), repeats=1)
+    assert [row.id for row in rows] == ["a2_lora"]
 
 
 def test_rows_that_were_not_run_stay_in_the_file(tmp_path):
