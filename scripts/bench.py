@@ -3,11 +3,14 @@
 Every row is a ratio of two implementations in one process, run in turns.
 a: the mixture of experts beside one dense MLP and beside transformers' own layers.
 a_lora: the same with adapters in every expert.
+b: a LoRA step of the language model beside transformers' with peft, and its share of the matrix-product roof.
 d: several questions about one image in one sequence beside a sequence each.
 e: cross-entropy at labelled rows beside that of all rows.
 f: answers with masks, a batch beside one sample at a time.
+g: answers with masks, states kept while decoding beside a second forward.
 h: samples read, encoded and collated beside decoding their files.
 i: overlap and surface Dice of masks beside loops over tensors and MONAI.
+n: the grounder on a batch beside one image and one prompt at a time.
 j: how long commands take to start; k: bytes of a resume point.
 step3, step4: one training step of the full-size stages III and IV with random weights, beside what `medplib.plan` says: samples per second,
 share of the matrix-product roof measured in the same run, peak memory over planned memory. On a CPU the same code runs at a tiny size.
@@ -29,8 +32,10 @@ sys.path[:0] = [str(Path(__file__).resolve().parent)]
 import torch
 from bench_data import data_rows
 from bench_lora import lora_rows
+from bench_masks import mask_rows, second_pass_rows
 from bench_metrics import metric_rows
 from bench_parts import Row, interleaved, label_rows, moe_rows, product_seconds
+from bench_step import peer_step_rows
 from bench_whole import answer_rows, prefix_rows, size_rows, start_rows
 
 import medplib  # noqa: F401  (before anything that imports torchvision)
@@ -185,26 +190,42 @@ def step_row(row: str, *, device: str, size: str, samples: int | None) -> Row:
     return Row(row, f"share of the roof in a step of {STAGES[row]}, {size}", share, "matrix product", 1.0, TARGET, STRETCH, False, details)
 
 
-def _answers(device: str) -> list[Row]:
-    """Row f on the tiny model of stage IV."""
+def _on_tiny_model(device: str, samples: int = 16) -> tuple[MedPLIB, Batch]:
+    """The tiny model of stage IV and a batch for it."""
     planned = plan_stage([ROOT / "configs" / "stages" / "stage4_moe.yaml"], vocab_size=None)
     config = tiny(planned.model)
     torch.manual_seed(0)
     with torch.device(device):
         model = build_model(config, vocab_size=config.language.vocab_size)
-    return answer_rows(model, random_batch(config, 16, device), device)
+    return model, random_batch(config, samples, device)
+
+
+def _answers(device: str) -> list[Row]:
+    return answer_rows(*_on_tiny_model(device), device)
+
+
+def _second_pass(device: str) -> list[Row]:
+    return second_pass_rows(*_on_tiny_model(device), device)
+
+
+def _masks(device: str) -> list[Row]:
+    model, batch = _on_tiny_model(device)
+    return mask_rows(model.grounder, batch, device)
 
 
 PARTS = {
     "a": moe_rows,
     "a_lora": lora_rows,
+    "b": peer_step_rows,
     "d": prefix_rows,
     "e": label_rows,
     "f": _answers,
+    "g": _second_pass,
     "h": data_rows,
     "i": metric_rows,
     "j": start_rows,
     "k": size_rows,
+    "n": _masks,
 }
 
 

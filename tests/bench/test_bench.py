@@ -2,11 +2,13 @@
 
 import json
 
-from scripts.bench import _write, main
+from scripts.bench import _on_tiny_model, _write, main
 from scripts.bench_data import data_rows
 from scripts.bench_lora import lora_rows
+from scripts.bench_masks import mask_rows, second_pass_rows
 from scripts.bench_metrics import metric_rows
 from scripts.bench_parts import Row
+from scripts.bench_step import peer_step_rows
 
 
 def test_steps_run_beside_their_plans(tmp_path):
@@ -38,6 +40,17 @@ def test_data_rows_read_what_they_wrote():
 def test_lora_rows_run():
     rows = lora_rows("cpu", tokens=32, experts=(2,), repeats=1)
     assert [row.id for row in rows] == ["a2_lora"]
+
+
+def test_rows_of_masks_compare_equal_masks():
+    model, batch = _on_tiny_model("cpu", samples=2)
+    assert [row.id for row in second_pass_rows(model, batch, "cpu", repeats=1)] == ["g"]
+    assert [row.id for row in mask_rows(model.grounder, batch, "cpu", repeats=1)] == ["n"]
+
+
+def test_step_beside_peft_has_the_same_loss():
+    rows = peer_step_rows("cpu", width=64, layers=1, length=32, samples=1, repeats=1)
+    assert [row.id for row in rows] == ["b", "b_peer"]
 
 
 def test_rows_that_were_not_run_stay_in_the_file(tmp_path):
