@@ -2,18 +2,26 @@
 
 Every row is a ratio of two implementations in one process, run in turns.
 a: the mixture of experts beside one dense MLP and beside transformers' own layers.
+a_lora: the same with adapters in every expert.
+b: a LoRA step of the language model beside transformers' with peft, and its share of the matrix-product roof.
 d: several questions about one image in one sequence beside a sequence each.
 e: cross-entropy at labelled rows beside that of all rows.
 f: answers with masks, a batch beside one sample at a time.
+g: answers with masks, states kept while decoding beside a second forward.
+h: samples read, encoded and collated beside decoding their files.
+i: overlap and surface Dice of masks beside loops over tensors and MONAI.
+n: the grounder on a batch beside one image and one prompt at a time.
 j: how long commands take to start; k: bytes of a resume point.
 step3, step4: one training step of the full-size stages III and IV with random weights, beside what `medplib.plan` says: samples per second,
 share of the matrix-product roof measured in the same run, peak memory over planned memory. On a CPU the same code runs at a tiny size.
-With --out a Markdown table of the same name is written beside the JSON.
+A matrix product is timed before and after each row; a row between products that differ by more than a tenth is marked ~ in the table.
+With --out a Markdown table of the same name is written beside the JSON; with --only the other rows of both stay as they are.
 """
 
 import argparse
 import json
 import platform
+import re
 import statistics
 import sys
 from dataclasses import asdict, replace
@@ -22,7 +30,12 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 import torch
-from bench_parts import Row, interleaved, label_rows, moe_rows
+from bench_data import data_rows
+from bench_lora import lora_rows
+from bench_masks import mask_rows, second_pass_rows
+from bench_metrics import metric_rows
+from bench_parts import Row, interleaved, label_rows, moe_rows, product_seconds
+from bench_step import peer_step_rows
 from bench_whole import answer_rows, prefix_rows, size_rows, start_rows
 
 import medplib  # noqa: F401  (before anything that imports torchvision)
@@ -177,26 +190,54 @@ def step_row(row: str, *, device: str, size: str, samples: int | None) -> Row:
     return Row(row, f"share of the roof in a step of {STAGES[row]}, {size}", share, "matrix product", 1.0, TARGET, STRETCH, False, details)
 
 
-def _answers(device: str) -> list[Row]:
-    """Row f on the tiny model of stage IV."""
+def _on_tiny_model(device: str, samples: int = 16) -> tuple[MedPLIB, Batch]:
+    """The tiny model of stage IV and a batch for it."""
     planned = plan_stage([ROOT / "configs" / "stages" / "stage4_moe.yaml"], vocab_size=None)
     config = tiny(planned.model)
     torch.manual_seed(0)
     with torch.device(device):
         model = build_model(config, vocab_size=config.language.vocab_size)
-    return answer_rows(model, random_batch(config, 16, device), device)
+    return model, random_batch(config, samples, device)
 
 
-PARTS = {"a": moe_rows, "d": prefix_rows, "e": label_rows, "f": _answers, "j": start_rows, "k": size_rows}
+def _answers(device: str) -> list[Row]:
+    return answer_rows(*_on_tiny_model(device), device)
+
+
+def _second_pass(device: str) -> list[Row]:
+    return second_pass_rows(*_on_tiny_model(device), device)
+
+
+def _masks(device: str) -> list[Row]:
+    model, batch = _on_tiny_model(device)
+    return mask_rows(model.grounder, batch, device)
+
+
+PARTS = {
+    "a": moe_rows,
+    "a_lora": lora_rows,
+    "b": peer_step_rows,
+    "d": prefix_rows,
+    "e": label_rows,
+    "f": _answers,
+    "g": _second_pass,
+    "h": data_rows,
+    "i": metric_rows,
+    "j": start_rows,
+    "k": size_rows,
+    "n": _masks,
+}
 
 
 def table(rows: list[Row], device: str) -> str:
     """A Markdown table."""
-    where = f"Written by `python scripts/bench.py --out docs/benchmarks.json` on: {device}, threads: {torch.get_num_threads()}."
-    lines = ["# Benchmarks", "", where, "", "| row | what | ratio | target | stretch | met | peer |", "|---|---|---|---|---|---|---|"]
+    where = f"Written by `python scripts/bench.py --out docs/benchmarks.json` on: {device}."
+    lines = ["# Benchmarks", "", where, "", "| row | what | ratio | target | stretch | met | peer | threads |", "|" + "---|" * 8]
     for row in rows:
         sign, met = "<=" if row.lower else ">=", "yes" if row.met else "no"
-        lines.append(f"| {row.id} | {row.name} | {row.ratio:.2f} | {sign} {row.target:g} | {sign} {row.stretch:g} | {met} | {row.peer} |")
+        met += " ~" if row.details.get("product_drift", 0) > 0.1 else ""
+        targets = f"{sign} {row.target:g} | {sign} {row.stretch:g}"
+        lines.append(f"| {row.id} | {row.name} | {row.ratio:.2f} | {targets} | {met} | {row.peer} | {row.details.get('threads', '')} |")
     return "\n".join(lines) + "\n"
 
 
@@ -215,10 +256,14 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     size = given.size or ("full" if given.device == "cuda" else "tiny")
     rows: list[Row] = []
     for name in given.only.split(","):
+        before = product_seconds(given.device)
         if name in STAGES:
-            rows.append(step_row(name, device=given.device, size=size, samples=given.samples))
+            found = [step_row(name, device=given.device, size=size, samples=given.samples)]
         else:
-            rows += PARTS[name](given.device)
+            found = PARTS[name](given.device)
+        drift = abs(product_seconds(given.device) / before - 1)
+        steady = {"product_drift": drift, "threads": torch.get_num_threads()}
+        rows += [replace(row, details={**row.details, **steady}) for row in found]
         if given.device == "cuda":
             torch.cuda.empty_cache()
     device = torch.cuda.get_device_name() if given.device == "cuda" else f"{platform.machine()} CPU"
@@ -226,10 +271,20 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     for row in rows:
         print(row.id, "  ".join(f"{k} {v:.4g}" for k, v in row.details.items()))
     if given.out is not None:
-        stored = [{**asdict(row), "met": row.met} for row in rows]
-        given.out.write_text(json.dumps({"device": device, "torch": torch.__version__, "rows": stored}, indent=1) + "\n")
-        given.out.with_suffix(".md").write_text(table(rows, device))
+        _write(given.out, rows, device)
     return rows
+
+
+def _write(out: Path, rows: list[Row], device: str) -> None:
+    """Write rows in the order of their ids; rows that are in the file already and were not run again stay."""
+    whole = {row.id: row for row in rows}
+    if out.exists():
+        for stored in json.loads(out.read_text())["rows"]:
+            whole.setdefault(stored["id"], Row(**{name: value for name, value in stored.items() if name != "met"}))
+    ordered = sorted(whole.values(), key=lambda row: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", row.id)])
+    stored = [{**asdict(row), "met": row.met} for row in ordered]
+    out.write_text(json.dumps({"device": device, "torch": torch.__version__, "rows": stored}, indent=1) + "\n")
+    out.with_suffix(".md").write_text(table(ordered, device))
 
 
 if __name__ == "__main__":

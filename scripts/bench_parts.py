@@ -60,6 +60,13 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def product_seconds(device: str) -> float:
+    """Best seconds of a matrix product, beside which a row says how steady the machine was."""
+    size = 4096 if device == "cuda" else 512
+    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    return min(interleaved({"product": lambda: a @ b}, device=device, repeats=10)["product"])
+
+
 def median_ratio(seconds: dict[str, list[float]], above: str, below: str) -> tuple[float, dict[str, float]]:
     """Median over turns of the ratio of neighbours; machines drift less between neighbours than over a row."""
     pairs = [a / b for a, b in zip(seconds[above], seconds[below], strict=True)]
@@ -70,7 +77,9 @@ def median_ratio(seconds: dict[str, list[float]], above: str, below: str) -> tup
     }
 
 
-def _backward(module: torch.nn.Module, x: torch.Tensor, start: Callable[[], None] = lambda: None) -> Callable[[], None]:
+def run_backward(module: torch.nn.Module, x: torch.Tensor, start: Callable[[], None] = lambda: None) -> Callable[[], None]:
+    """One forward and backward of the sum; gradients of parameters are dropped afterwards."""
+
     def run() -> None:
         start()
         out = module(x)
@@ -109,16 +118,17 @@ def moe_rows(device: str) -> list[Row]:
         layer, routing = mixture(experts, device, skewed=skewed)
         forced = _forced(layer, routing, x)
         assert torch.allclose(forced, next(iter(layer.experts.values()))(x)), "a forced expert is not its MLP"
-        start = _starting(routing, device)
-        seconds = interleaved({"mixture": _backward(layer, x, start), "dense": _backward(dense, x)}, device=device)
+        start = starting(routing, device)
+        seconds = interleaved({"mixture": run_backward(layer, x, start), "dense": run_backward(dense, x)}, device=device)
         ratio, details = median_ratio(seconds, "mixture", "dense")
         name = f"mixture of {experts} over dense MLP, equal arithmetic{', 90 % to one' if skewed else ''}"
         rows.append(Row(f"a{experts}{'s' if skewed else ''}", name, ratio, "LlamaMLP", 1.0, target, stretch, True, details))
     return rows + [_peer_row(kind, device, x) for kind in ("eager", "grouped_mm")]
 
 
-def _starting(routing: Routing, device: str) -> Callable[[], None]:
-    mask = torch.ones(1, TOKENS, dtype=torch.bool, device=device)
+def starting(routing: Routing, device: str, tokens: int = TOKENS) -> Callable[[], None]:
+    """What every forward of a mixture begins with: all tokens are real."""
+    mask = torch.ones(1, tokens, dtype=torch.bool, device=device)
     return lambda: routing.start(mask)
 
 
@@ -138,7 +148,7 @@ def _peer_row(kind: str, device: str, x: torch.Tensor) -> Row:
     peer = MixtralSparseMoeBlock(config).to(device).train()
     for parameter in peer.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
-    seconds = interleaved({"peer": _backward(peer, x), "mixture": _backward(layer, x, _starting(routing, device))}, device=device)
+    seconds = interleaved({"peer": run_backward(peer, x), "mixture": run_backward(layer, x, starting(routing, device))}, device=device)
     ratio, details = median_ratio(seconds, "peer", "mixture")
     target = 10.0 if kind == "eager" else 1.0
     return Row(

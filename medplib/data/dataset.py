@@ -24,10 +24,20 @@ class FileCache:
     def __init__(self, megabytes: float) -> None:
         self.limit, self.used = megabytes * 2**20, 0
         self._arrays: OrderedDict[Path, np.ndarray] = OrderedDict()
+        self._spacings: dict[Path, tuple[float, float] | None] = {}
 
     def image(self, path: Path) -> np.ndarray:
         """(H, W, 3) uint8."""
-        return self._get(path, lambda: read_image(path).pixels)
+        return self._get(path, lambda: self._read(path))
+
+    def spacing(self, path: Path) -> tuple[float, float] | None:
+        """Distance between rows and between columns in mm of an image that was read; None when its file does not say."""
+        return self._spacings[path]
+
+    def _read(self, path: Path) -> np.ndarray:
+        image = read_image(path)
+        self._spacings[path] = image.geometry.spacing  # two numbers an image: never dropped
+        return image.pixels
 
     def mask(self, path: Path, size: tuple[int, int]) -> np.ndarray:
         """(H, W) bool; InputError when its size is not that of the image."""
@@ -57,7 +67,7 @@ def load_records(records: tuple[Record, ...], cache: FileCache) -> Loaded:
         for r in records
     )
     regions = tuple(tuple(_filled(cache.mask(path, images[0].shape[:2]), path, r) for path in r.regions) for r in records)
-    return Loaded(images, records, targets, regions)
+    return Loaded(images, records, targets, regions, tuple(cache.spacing(path) for path in records[0].images))
 
 
 def _filled(mask: np.ndarray, path: Path, record: Record) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 
 from medplib.data.conversation import DECISION, ConversationEncoder, TokenRun, without_leading_images
 from medplib.errors import InputError
-from medplib.imaging.letterbox import grid_coverage, letterbox_image, letterbox_mask_area, published_region_grid
+from medplib.imaging.letterbox import grid_coverage, letterbox_mask_area, letterbox_planes, published_region_grid
 from medplib.types import InputSpec, Letterbox, Record, Sample, SampleTarget, Target, Turn
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Loaded:
     records: tuple[Record, ...]
     target_masks: tuple[tuple[np.ndarray | None, ...], ...]  # per record, per target
     region_masks: tuple[tuple[np.ndarray, ...], ...]  # per record, per region
+    spacings: tuple[tuple[float, float] | None, ...] = ()  # per image: mm between rows and columns as read; () when nobody asks
 
 
 class SampleEncoder:
@@ -71,16 +72,17 @@ class SampleEncoder:
                 found=str(len(run.ids)),
                 remedy="raise model.max_length or shorten the conversation",
             )
-        segments_L = torch.tensor(segments)
+        segments_L = torch.from_numpy(np.array(segments))  # a third of the time of torch.tensor
         images = loaded.images if self.with_image else tuple(np.full_like(image, 127) for image in loaded.images)
         sam_size = self.spec.sam_size
+        vision_pixels, sam_pixels = _pixels(images, self.spec.vision_size, sam_size)
         return Sample(
-            input_ids=torch.tensor(run.ids),
-            labels=torch.tensor(run.labels),
+            input_ids=torch.from_numpy(np.array(run.ids)),
+            labels=torch.from_numpy(np.array(run.labels)),
             segments=segments_L,
             positions=prefix_positions(segments_L),
-            vision_pixels=_pixels(images, self.spec.vision_size, VISION_FILL),
-            sam_pixels=None if sam_size is None else _pixels(images, sam_size, SAM_FILL),
+            vision_pixels=vision_pixels,
+            sam_pixels=sam_pixels,
             letterboxes=tuple(Letterbox.fit(image.shape[:2], sam_size or self.spec.vision_size) for image in images),
             targets=tuple(targets),
             region_masks=torch.from_numpy(np.stack(regions)) if regions else torch.zeros(0, self.spec.region_grid, self.spec.region_grid),
@@ -180,8 +182,16 @@ def prefix_positions(segments_L: torch.Tensor) -> torch.Tensor:
     return torch.where(segments_L == 0, index_L, index_L - starts + prefix)
 
 
-def _pixels(images: tuple[np.ndarray, ...], size: int, fill: tuple[int, int, int]) -> torch.Tensor:
-    """(images, 3, size, size) uint8."""
-    if not size:
-        return torch.zeros(len(images), 3, 0, 0, dtype=torch.uint8)
-    return torch.from_numpy(np.stack([letterbox_image(image, size, fill) for image in images]).transpose(0, 3, 1, 2).copy())
+def _pixels(images: tuple[np.ndarray, ...], vision_size: int, sam_size: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Pixels for the vision encoder and for the grounder, (images, 3, size, size) uint8 each; of one size they are resized once."""
+    if vision_size == sam_size:
+        both = [letterbox_planes(image, vision_size, (VISION_FILL, SAM_FILL)) for image in images]
+        return _joined([planes[:1] for planes in both]), _joined([planes[1:] for planes in both])
+    none = torch.zeros(len(images), 3, 0, 0, dtype=torch.uint8)
+    vision = _joined([letterbox_planes(image, vision_size, (VISION_FILL,)) for image in images]) if vision_size else none
+    return vision, None if sam_size is None else _joined([letterbox_planes(image, sam_size, (SAM_FILL,)) for image in images])
+
+
+def _joined(parts: list[np.ndarray]) -> torch.Tensor:
+    """Along the first axis; a single part is not copied."""
+    return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))

@@ -35,6 +35,8 @@ class GroundingCounts:
     fallback: int
     clusters: int
     """Patients behind the present and absent cases."""
+    in_mm: int
+    """Present targets whose tolerance of surface Dice is in mm, because their image states its spacing; pixels for the others."""
     unknown_patient: int
     """Cases without a patient; each of their records is taken for a patient, which makes intervals too narrow if that is wrong."""
 
@@ -84,6 +86,8 @@ class GroundingSummary:
     macro_miou: Figure | None
     macro_name_mdice: Figure | None
     macro_source_mdice: Figure | None
+    mnsd: Figure | None
+    macro_mnsd: Figure | None
     by_modality: dict[str, Group]
     by_source: dict[str, Group]
     by_name: dict[str, Group]
@@ -92,7 +96,7 @@ class GroundingSummary:
 
     def figures(self, prefix: str) -> list[NamedFigure]:
         """All figures under `prefix`, for metrics.json: `<prefix>.mdice`, `<prefix>.by_modality.ct.miou`, `<prefix>.absent...`."""
-        single = ("mdice", "miou", "ciou", "macro_mdice", "macro_miou", "macro_name_mdice", "macro_source_mdice")
+        single = ("mdice", "miou", "ciou", "macro_mdice", "macro_miou", "macro_name_mdice", "macro_source_mdice", "mnsd", "macro_mnsd")
         items: list[tuple[str, Figure | None]] = [(name, getattr(self, name)) for name in single]
         for block in ("by_modality", "by_source", "by_name", "by_size"):
             for label, group in getattr(self, block).items():
@@ -116,6 +120,9 @@ def summarise_grounding(scores: Sequence[GroundingScore], protocol: GroundingPro
     clusters = [s.cluster for s in present]
     modalities, names = [key(s.modality) for s in present], [key(s.name) for s in present]
     dice_N, iou_N = np.array([s.dice for s in present]), np.array([s.iou for s in present])
+    rated = [s for s in present if s.surface_dice is not None]  # all or none: the protocol says
+    surface = Rule("surface Dice (NSD)", protocol.name, protocol.surface_policy)
+    nsd_N, rated_clusters = np.array([s.surface_dice for s in rated]), [s.cluster for s in rated]
     cumulative = Rule("sum of intersections / sum of unions (cIoU)", protocol.name, protocol.policy)
     return GroundingSummary(
         protocol=protocol.name,
@@ -127,6 +134,8 @@ def summarise_grounding(scores: Sequence[GroundingScore], protocol: GroundingPro
         macro_miou=iou.macro(iou_N, modalities, clusters, bootstrap, "modalities"),
         macro_name_mdice=dice.macro(dice_N, names, clusters, bootstrap, "names"),
         macro_source_mdice=dice.macro(dice_N, [key(s.source) for s in present], clusters, bootstrap, "sources"),
+        mnsd=surface.mean(nsd_N, rated_clusters, bootstrap),
+        macro_mnsd=surface.macro(nsd_N, [key(s.modality) for s in rated], rated_clusters, bootstrap, "modalities"),
         by_modality=_groups(present, lambda s: key(s.modality), dice, iou, bootstrap),
         by_source=_groups(present, lambda s: key(s.source), dice, iou, bootstrap),
         by_name=_groups(present, lambda s: key(s.name), dice, iou, bootstrap),
@@ -159,6 +168,7 @@ def _counts(scores: Sequence[GroundingScore]) -> GroundingCounts:
         missing_seg=sum(not s.segmented for s in scores if s.status == "present"),
         fallback=sum(s.fallback for s in scores if s.status == "present"),
         clusters=len({s.cluster for s in used}),
+        in_mm=sum(s.in_mm for s in scores if s.status == "present"),
         unknown_patient=sum(not s.patient for s in used),
     )
     _log.info("protocol %s: %s", scores[0].protocol, counts)

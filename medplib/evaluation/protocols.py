@@ -21,6 +21,7 @@ class GroundingProtocol:
         empty_target_is_absent: a target mask without a pixel counts as absent; False scores it by `iou_of_empty`.
         iou_of_empty: IoU and Dice where prediction and target are both empty.
         use_fallback: where there is no `<SEG>`, score the case's fallback mask if it has one instead of an empty prediction.
+        surface_tolerance: of surface Dice, in mm where the image states its spacing, in pixels where it does not; None = not scored.
     """
 
     name: str
@@ -30,6 +31,7 @@ class GroundingProtocol:
     empty_target_is_absent: bool
     iou_of_empty: float
     use_fallback: bool
+    surface_tolerance: float | None
 
     @property
     def policy(self) -> str:
@@ -46,6 +48,14 @@ class GroundingProtocol:
             parts.append(f"prediction and target both empty = {self.iou_of_empty:g}")
         return "; ".join(parts)
 
+    @property
+    def surface_policy(self) -> str:
+        """The same with the tolerance of surface Dice, where the protocol scores it."""
+        if self.surface_tolerance is None:
+            return self.policy
+        within = f"outlines within {self.surface_tolerance:g} mm, or pixels where the image states no spacing"
+        return f"{self.policy}; {within}; empty prediction = 0"
+
 
 UPSTREAM = GroundingProtocol(
     name="upstream",
@@ -55,6 +65,7 @@ UPSTREAM = GroundingProtocol(
     empty_target_is_absent=False,
     iou_of_empty=0.0,
     use_fallback=True,
+    surface_tolerance=None,
 )
 """Plain mean over images of IoU and of Dice = 2 IoU / (1 + IoU), the same number as 2 |A and B| / (|A| + |B|)."""
 
@@ -66,6 +77,7 @@ STRICT = GroundingProtocol(
     empty_target_is_absent=True,
     iou_of_empty=0.0,
     use_fallback=False,
+    surface_tolerance=2.0,
 )
 """Every target at the usual threshold; what is not there is never mixed into Dice."""
 

@@ -184,6 +184,7 @@ def _cases(loaded: Loaded, prediction: Prediction) -> Iterator[GroundingCase]:
             presence=prediction.presence_of(index, len(record.targets)),
             quality=None if found is None else min(max(found.quality, 0.0), 1.0),
             fallback_probability=prediction.fallback,
+            spacing=loaded.spacings[target.image_index],
         )
 
 

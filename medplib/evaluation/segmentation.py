@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import cv2
 import numpy as np
 
 from medplib.errors import InputError
 from medplib.evaluation.protocols import GroundingProtocol
+from medplib.evaluation.surface import surface_dice
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ def overlap(prediction_HW: np.ndarray, target_HW: np.ndarray) -> Overlap:
         raise InputError(
             where="mask overlap", expected=f"a prediction of the target's shape {target_HW.shape}", found=str(prediction_HW.shape)
         )
-    prediction, target = _as_bool(prediction_HW), _as_bool(target_HW)
-    pred_pixels, target_pixels = int(np.count_nonzero(prediction)), int(np.count_nonzero(target))
-    both = int(np.count_nonzero(prediction & target)) if pred_pixels and target_pixels else 0
+    prediction, target = (np.ascontiguousarray(_as_bool(mask)).view(np.uint8) for mask in (prediction_HW, target_HW))
+    pred_pixels, target_pixels = cv2.countNonZero(prediction), cv2.countNonZero(target)  # a quarter faster than NumPy's
+    both = cv2.countNonZero(prediction & target) if pred_pixels and target_pixels else 0
     return Overlap(both, pred_pixels + target_pixels - both, pred_pixels, target_pixels)
 
 
@@ -89,6 +91,7 @@ class GroundingCase:
         presence: probability that the target is present, None when the model has no such score.
         quality: predicted IoU, None when the model has no such score.
         fallback_probability: mask that a protocol with `use_fallback` scores where `mask_probability` is None.
+        spacing: distance between rows and between columns in mm, None when the image does not say.
     """
 
     id: str
@@ -103,6 +106,7 @@ class GroundingCase:
     presence: float | None = None
     quality: float | None = None
     fallback_probability: np.ndarray | None = None
+    spacing: tuple[float, float] | None = None
 
 
 Status = Literal["present", "absent", "not_first", "absent_left_out"]
@@ -113,7 +117,8 @@ class GroundingScore:
     """What one protocol makes of one case: counts, from which every figure is computed. Stored by `lines.write_lines`.
 
     `status`: `present` enters Dice and IoU, `absent` the absent block, the other two are left out by the protocol and only counted.
-    `segmented`: the answer has a `<SEG>` for it. `image_pixels` is 0 where neither a target nor a prediction has a size.
+    `segmented`: the answer has a `<SEG>` for it. `image_pixels` is 0 where neither a target nor a prediction has a size. `surface_dice` is
+    None unless the protocol scores it and the target is present; `in_mm`: its tolerance was in mm, not in pixels.
     """
 
     protocol: str
@@ -136,6 +141,8 @@ class GroundingScore:
     dice: float
     presence: float | None
     quality: float | None
+    surface_dice: float | None = None
+    in_mm: bool = False
 
     @property
     def cluster(self) -> tuple[str, str, str]:
@@ -159,6 +166,7 @@ def score_case(case: GroundingCase, protocol: GroundingProtocol) -> GroundingSco
             raise InputError(where=case.id, expected="presence and quality in [0, 1]", found=str(score))
     counts = _count(prediction, target, case.id)
     sized = target if target is not None else prediction
+    status = _status(case, protocol, absent=absent)
     return GroundingScore(
         protocol=protocol.name,
         id=case.id,
@@ -168,7 +176,7 @@ def score_case(case: GroundingCase, protocol: GroundingProtocol) -> GroundingSco
         modality=case.modality,
         name=case.name,
         index=case.index,
-        status=_status(case, protocol, absent=absent),
+        status=status,
         segmented=case.mask_probability is not None,
         fallback=fallback,
         intersection=counts.intersection,
@@ -180,7 +188,17 @@ def score_case(case: GroundingCase, protocol: GroundingProtocol) -> GroundingSco
         dice=dice(counts, empty=protocol.iou_of_empty),
         presence=None if case.presence is None else float(case.presence),
         quality=None if case.quality is None else float(case.quality),
+        surface_dice=_surface(prediction, target, case, protocol) if status == "present" else None,
+        in_mm=case.spacing is not None,
     )
+
+
+def _surface(prediction: np.ndarray | None, target: np.ndarray, case: GroundingCase, protocol: GroundingProtocol) -> float | None:
+    if protocol.surface_tolerance is None:
+        return None
+    if prediction is None:
+        return 0.0 if target.any() else protocol.iou_of_empty
+    return surface_dice(prediction, target, tolerance=protocol.surface_tolerance, spacing=case.spacing, empty=protocol.iou_of_empty)
 
 
 def binarise(probability_HW: np.ndarray, threshold: float, *, where: str) -> np.ndarray:

@@ -20,6 +20,8 @@ def grounding_tables(summaries: Sequence[GroundingSummary]) -> tuple[Table, ...]
         ("mean Dice over names", "macro_name_mdice"),
         ("mean Dice over sources", "macro_source_mdice"),
         ("cumulative IoU", "ciou"),
+        ("mean surface Dice (NSD) over targets", "mnsd"),
+        ("mean surface Dice (NSD) over modalities", "macro_mnsd"),
     )
     columns = ("", *(f"protocol {summary.protocol}" for summary in summaries))
     tables = [Table("Grounding", columns, tuple((label, *(getattr(s, name) for s in summaries)) for label, name in overall))]

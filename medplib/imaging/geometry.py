@@ -25,3 +25,11 @@ class ImageGeometry:
     shape: tuple[int, int]
     affine: np.ndarray | None
     kind: Literal["raster", "nifti"]
+
+    @property
+    def spacing(self) -> tuple[float, float] | None:
+        """Distance between rows and between columns in mm; None when the file says nothing about position."""
+        if self.affine is None:
+            return None
+        columns, rows = np.linalg.norm(self.affine[:3, :2], axis=0)
+        return float(rows), float(columns)

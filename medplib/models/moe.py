@@ -109,6 +109,8 @@ class MoEMLP(nn.Module):
         mask = self.routing.token_mask
         flat_TD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
         real = None if mask is None else mask.reshape(-1).nonzero().squeeze(1)
+        if real is not None and len(real) == len(flat_TD):
+            real = None  # nothing is padding: nothing has to be copied out and in
         rows_TD = flat_TD if real is None else flat_TD[real]
         weight_TK, chosen_TK = self._route(rows_TD)
         mixed_TD = self._mix(experts, rows_TD, weight_TK, chosen_TK)
@@ -122,14 +124,16 @@ class MoEMLP(nn.Module):
         """
         order_N = chosen_TK.flatten().argsort(stable=True)  # N = T K choices
         lengths = torch.bincount(chosen_TK.flatten(), minlength=len(experts)).tolist()
-        sorted_ND = rows_TD[order_N // self.top_k] if self.top_k > 1 else rows_TD[order_N]
+        back_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
+        sorted_ND = _Reordered.apply(rows_TD, order_N, back_N, self.top_k)
         parts = [
             expert(stretch)  # an unused expert still takes part in the graph, so that every rank has its gradients
             for expert, stretch in zip(experts, sorted_ND.split(lengths), strict=True)
             if len(stretch) or self.training
         ]
-        back_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
-        out_TKD = torch.cat(parts)[back_N].unflatten(0, chosen_TK.shape) * weight_TK.unsqueeze(-1).to(rows_TD.dtype)
+        out_TKD = _Reordered.apply(torch.cat(parts), back_N, order_N, 1).unflatten(0, chosen_TK.shape) * weight_TK.unsqueeze(-1).to(
+            rows_TD.dtype
+        )
         return out_TKD[:, 0] if self.top_k == 1 else out_TKD.sum(dim=1)
 
     def _route(self, rows_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,6 +158,25 @@ class MoEMLP(nn.Module):
 def expert_capacity(tokens: int, top_k: int, experts: int, factor: float) -> int:
     """Tokens that one expert takes at most."""
     return min(tokens, ceil(tokens * top_k / experts * factor))
+
+
+class _Reordered(torch.autograd.Function):
+    """Rows (T, D), each taken `copies` times, in the order `order_N` (N = T copies): N, D.
+
+    `back_N` is the inverse of `order_N`: with it the gradient is gathered, too, where autograd would scatter it into zeros.
+    """
+
+    @staticmethod
+    def forward(ctx, rows_TD: torch.Tensor, order_N: torch.Tensor, back_N: torch.Tensor, copies: int) -> torch.Tensor:
+        ctx.save_for_backward(back_N)
+        ctx.copies = copies
+        return rows_TD.index_select(0, order_N if copies == 1 else order_N // copies)
+
+    @staticmethod
+    def backward(ctx, grad_ND: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (back_N,) = ctx.saved_tensors
+        grad_ND = grad_ND.index_select(0, back_N)
+        return grad_ND if ctx.copies == 1 else grad_ND.unflatten(0, (-1, ctx.copies)).sum(dim=1), None, None, None
 
 
 def within_capacity(chosen_TK: torch.Tensor, noise_TE: torch.Tensor, factor: float) -> torch.Tensor:

@@ -1,8 +1,14 @@
-"""The benchmark of full-size steps at its tiny size: what runs on an accelerator is the same code."""
+"""The benchmarks at tiny size: that they run and that what they compare is equal, never how long it takes."""
 
 import json
 
-from scripts.bench import main
+from scripts.bench import _on_tiny_model, _write, main
+from scripts.bench_data import data_rows
+from scripts.bench_lora import lora_rows
+from scripts.bench_masks import mask_rows, second_pass_rows
+from scripts.bench_metrics import metric_rows
+from scripts.bench_parts import Row
+from scripts.bench_step import peer_step_rows
 
 
 def test_steps_run_beside_their_plans(tmp_path):
@@ -10,3 +16,49 @@ def test_steps_run_beside_their_plans(tmp_path):
     assert [row.id for row in rows] == ["step3", "step4"]
     assert all(row.details["tflop"] > 0 and row.details["planned_gib"] > 0 and row.ratio > 0 for row in rows)
     assert json.loads((tmp_path / "bench.json").read_text())["rows"][0]["details"]["samples"] == 2
+
+
+def test_metric_rows_compare_equal_values():
+    rows = metric_rows("cpu", pairs=1, side=24, volume_side=16)
+    assert [row.id for row in rows] == [
+        "i_overlap",
+        "i_overlap_bool",
+        "i_overlap_monai",
+        "i_surface_2d",
+        "i_surface_2d_mm",
+        "i_surface_3d_mm",
+    ]
+    assert all(row.ratio > 0 for row in rows)
+
+
+def test_data_rows_read_what_they_wrote():
+    rows = data_rows("cpu", kinds=("256",), images=16)
+    assert [row.id for row in rows] == ["h_256"]
+    assert rows[0].details["samples_per_second"] > 0
+
+
+def test_lora_rows_run():
+    rows = lora_rows("cpu", tokens=32, experts=(2,), repeats=1)
+    assert [row.id for row in rows] == ["a2_lora"]
+
+
+def test_rows_of_masks_compare_equal_masks():
+    model, batch = _on_tiny_model("cpu", samples=2)
+    assert [row.id for row in second_pass_rows(model, batch, "cpu", repeats=1)] == ["g"]
+    assert [row.id for row in mask_rows(model.grounder, batch, "cpu", repeats=1)] == ["n"]
+
+
+def test_step_beside_peft_has_the_same_loss():
+    rows = peer_step_rows("cpu", width=64, layers=1, length=32, samples=1, repeats=1)
+    assert [row.id for row in rows] == ["b", "b_peer"]
+
+
+def test_rows_that_were_not_run_stay_in_the_file(tmp_path):
+    def row(key: str, ratio: float) -> Row:
+        return Row(key, "name", ratio, "peer", 1.0, 1.0, 1.0, False, {})
+
+    _write(tmp_path / "b.json", [row("a32", 1.0), row("a8", 2.0)], "cpu")
+    _write(tmp_path / "b.json", [row("a8", 3.0), row("h", 4.0)], "cpu")
+    stored = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert [(r["id"], r["ratio"]) for r in stored] == [("a8", 3.0), ("a32", 1.0), ("h", 4.0)]
+    assert "| a32 |" in (tmp_path / "b.md").read_text()

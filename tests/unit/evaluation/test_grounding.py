@@ -146,6 +146,7 @@ def test_counts_are_complete_and_logged(caplog):
         "absent_left_out": 1,
         "missing_seg": 2,
         "fallback": 1,
+        "in_mm": 0,
         "clusters": 3,
         "unknown_patient": 1,
     }

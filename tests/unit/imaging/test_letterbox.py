@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from medplib.imaging.letterbox import grid_coverage, letterbox_image, letterbox_mask_area, unletterbox_mask
+from medplib.imaging.letterbox import grid_coverage, letterbox_image, letterbox_mask_area, letterbox_planes, unletterbox_mask
 from medplib.types import Letterbox
 
 FILL = (122, 116, 104)
@@ -171,3 +171,18 @@ def test_extreme_shapes(shape):
     assert (area[box.window] == 255).all()
     assert unletterbox_mask(area > 127, box).shape == shape
     assert unletterbox_mask(area > 127, box).all()
+
+
+@pytest.mark.parametrize("colour_at", [None, (0, 0), (63, 11)])  # nowhere, in a row that is looked at first, in one that is not
+def test_grey_pictures_and_several_paddings_are_resized_once_with_the_same_result(colour_at):
+    image = np.repeat(np.random.default_rng(0).integers(0, 255, (70, 90, 1), dtype=np.uint8), 3, axis=2)
+    if colour_at is not None:
+        image[colour_at] = 10, 20, 30
+    planes = letterbox_planes(image, 32, (FILL, (0, 0, 0)))
+    for square, fill in zip(planes, (FILL, (0, 0, 0)), strict=True):
+        expected = np.empty((32, 32, 3), np.uint8)
+        expected[...] = fill
+        box = Letterbox.fit(image.shape[:2], 32)
+        small = Image.fromarray(image).resize(box.resized_size[::-1], Image.Resampling.BILINEAR)
+        expected[box.window] = np.asarray(small)
+        np.testing.assert_array_equal(square, expected.transpose(2, 0, 1))
