@@ -77,7 +77,6 @@ class ResumePoints(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Go on from the newest good point, if there is one; rank 0 chooses it for all."""
-        signal.signal(signal.SIGTERM, self._stop)
         chosen = None
         if trainer.is_global_zero:
             if self.options.fresh:
@@ -101,6 +100,12 @@ class ResumePoints(L.Callback):
         go_on_at(trainer, Position(**meta["position"]))
         self._stepped = trainer.global_step
         log.info("goes on at step %d (%s)", trainer.global_step, chosen.name)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Take over from Lightning, whose own handler ends a run between two steps without a point, and with exit code 0."""
+        self.told_to_stop |= trainer.received_sigterm
+        trainer._signal_connector.received_sigterm = False
+        signal.signal(signal.SIGTERM, self._stop)
 
     def _check(self, point: Path, meta: dict[str, Any], *, ranks: int) -> None:
         if meta["fingerprint"] != self.fingerprint:

@@ -50,8 +50,10 @@ def whole_shares(strategy: ZeroStrategy, trained: dict[str, nn.Parameter]) -> Wh
     for name, parameter in trained.items():
         weight = safe_get_full_fp32_param(parameter)
         moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-        if strategy.is_global_zero:
-            whole.weights[name] = weight.detach().cpu().clone()
+        if not strategy.is_global_zero:
+            continue
+        whole.weights[name] = weight.detach().cpu().clone()
+        if any(value.any() for value in moments.values()):  # else it never had a gradient, and has no state outside ZeRO
             whole.moments[name] = {key: value.detach().cpu().clone() for key, value in moments.items()} | {"step": step}
     return whole
 

@@ -19,6 +19,7 @@ from medplib.errors import InputError
 from medplib.fit import main
 from medplib.lineage import load_checkpoint
 from medplib.training import resume
+from medplib.training.module import StageModule
 from medplib.training.resume import points_folder
 
 STEPS = 12
@@ -109,6 +110,25 @@ def test_told_to_stop_it_waits_for_the_step(trained: Trained, tmp_path: Path, mo
     assert stopped.value.code == 128 + signal.SIGTERM
     main(arguments(trained, tmp_path / "moe", *more))
     assert load_checkpoint(tmp_path / "moe").lineage.weights_sha256 == load_checkpoint(tmp_path / "whole").lineage.weights_sha256
+
+
+def test_told_to_stop_while_it_validates(trained: Trained, uninterrupted: str, tmp_path: Path, monkeypatch, caplog) -> None:
+    """Between two steps Lightning's own handler would end the run without a point."""
+    caplog.set_level("INFO")
+    validated = StageModule.on_validation_epoch_end
+
+    def told(self):
+        validated(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageModule, "on_validation_epoch_end", told)
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments(trained, tmp_path / "moe"))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert "stopped at step 5" in caplog.text
+    main(arguments(trained, tmp_path / "moe"))
+    assert load_checkpoint(tmp_path / "moe").lineage.weights_sha256 == uninterrupted
 
 
 def _truncate(point: Path) -> None:
