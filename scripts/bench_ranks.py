@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from medplib.models.language import LanguageConfig, LanguageModel, prefix_mask
 
 
-def rank_rows(device: str, *, steps: int = 4, batch: int = 4, turns: int = 7) -> list[Row]:
+def rank_rows(device: str, *, steps: int = 2, batch: int = 4, turns: int = 7) -> list[Row]:
     """Efficiency of DDP over gloo: seconds of a step apart over seconds of a step together, median over turns of both ranks."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
