@@ -10,6 +10,7 @@ f: answers with masks, a batch beside one sample at a time.
 g: answers with masks, states kept while decoding beside a second forward.
 h: samples read, encoded and collated beside decoding their files.
 i: overlap and surface Dice of masks beside loops over tensors and MONAI.
+m: two ranks that exchange gradients beside two processes apart.
 n: the grounder on a batch beside one image and one prompt at a time.
 j: how long commands take to start; k: bytes of a resume point.
 step3, step4: one training step of the full-size stages III and IV with random weights, beside what `medplib.plan` says: samples per second,
@@ -35,6 +36,7 @@ from bench_lora import lora_rows
 from bench_masks import mask_rows, second_pass_rows
 from bench_metrics import metric_rows
 from bench_parts import Row, interleaved, label_rows, moe_rows, product_seconds
+from bench_ranks import rank_rows
 from bench_step import peer_step_rows
 from bench_whole import answer_rows, prefix_rows, size_rows, start_rows
 
@@ -225,6 +227,7 @@ PARTS = {
     "i": metric_rows,
     "j": start_rows,
     "k": size_rows,
+    "m": rank_rows,
     "n": _masks,
 }
 

@@ -8,6 +8,7 @@ from scripts.bench_lora import lora_rows
 from scripts.bench_masks import mask_rows, second_pass_rows
 from scripts.bench_metrics import metric_rows
 from scripts.bench_parts import Row
+from scripts.bench_ranks import rank_rows
 from scripts.bench_step import peer_step_rows
 
 
@@ -51,6 +52,10 @@ def test_rows_of_masks_compare_equal_masks():
 def test_step_beside_peft_has_the_same_loss():
     rows = peer_step_rows("cpu", width=64, layers=1, length=32, samples=1, repeats=1)
     assert [row.id for row in rows] == ["b", "b_peer"]
+
+
+def test_two_ranks_exchange_gradients():
+    assert [row.id for row in rank_rows("cpu", steps=1, batch=1, turns=1)] == ["m"]
 
 
 def test_rows_that_were_not_run_stay_in_the_file(tmp_path):

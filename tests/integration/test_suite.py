@@ -39,6 +39,7 @@ def metrics(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple
     "name",
     [
         "grounding.in_domain.mdice",
+        "grounding.in_domain.mnsd",
         "grounding.in_domain.upstream.mdice",
         "grounding.in_domain.absent.false_positive_rate",
         "grounding.absent.false_positive_rate",
