@@ -53,8 +53,7 @@ def whole_shares(strategy: ZeroStrategy, trained: dict[str, nn.Parameter]) -> Wh
         if not strategy.is_global_zero:
             continue
         whole.weights[name] = weight.detach().cpu().clone()
-        if any(value.any() for value in moments.values()):  # else it never had a gradient, and has no state outside ZeRO
-            whole.moments[name] = {key: value.detach().cpu().clone() for key, value in moments.items()} | {"step": step}
+        whole.moments[name] = {key: value.detach().cpu().clone() for key, value in moments.items()} | {"step": step}
     return whole
 
 
@@ -116,8 +115,8 @@ def _take_stage_3(parameter: Any, weight: torch.Tensor, moments: dict[str, torch
 
 
 def _one_step(moments: dict[str, dict[str, torch.Tensor]]) -> float:
-    """How many steps the parameters have had."""
-    counts = {name: float(states["step"]) for name, states in moments.items() if states}
+    """How many steps the parameters have had; where no gradient has left anything in the moments the count means nothing yet."""
+    counts = {name: float(s["step"]) for name, s in moments.items() if s and any(s[key].any() for key in MOMENTS)}
     if len(set(counts.values())) != 1:
         fewest, most = (chosen(counts, key=counts.get, default="none") for chosen in (min, max))
         raise InputError(

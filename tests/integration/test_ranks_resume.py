@@ -63,10 +63,12 @@ def test_two_ranks_one_two(trained: Trained, alone, tmp_path: Path, strategies: 
         stopped(leg(trained, tmp_path, *ranks, *more, stop=stop, strategy=strategy))
     assert losses(tmp_path) == pytest.approx(alone[0], rel=1e-5)
     found = point(tmp_path)
-    assert found.keys() == alone[1].keys()
-    for name, tensor in alone[1].items():
-        if name.startswith("optimizer."):
-            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-6, msg=name)
+    assert found.keys() >= alone[1].keys()
+    for name, tensor in found.items():
+        if name not in alone[1]:  # ZeRO counts steps of a parameter that never had a gradient, too
+            assert name.startswith("optimizer.step.") or not tensor.any(), name
+        elif name.startswith("optimizer."):
+            torch.testing.assert_close(tensor, alone[1][name], rtol=1e-3, atol=1e-6, msg=name)
 
 
 def test_batches_must_stay_as_large(trained: Trained, tmp_path: Path) -> None:

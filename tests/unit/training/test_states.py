@@ -11,7 +11,7 @@ from medplib.errors import InputError
 from medplib.training.optim import build_optimizer
 from medplib.training.stage import OptimConfig
 from medplib.training.states import take_states, whole_states
-from medplib.training.zero import _one_step
+from medplib.training.zero import MOMENTS, _one_step
 
 HERE = SingleDeviceStrategy(torch.device("cpu"))
 
@@ -55,7 +55,8 @@ def test_other_tensors_are_refused() -> None:
 
 
 def test_zero_counts_the_steps_of_all_parameters_at_once() -> None:
-    three, two = {"step": torch.tensor(3.0)}, {"step": torch.tensor(2.0)}
-    assert _one_step({"a": three, "b": {}, "c": three}) == 3
+    ones, zeros = ({key: value(2) for key in MOMENTS} for value in (torch.ones, torch.zeros))
+    three, two = ones | {"step": torch.tensor(3.0)}, ones | {"step": torch.tensor(2.0)}
+    assert _one_step({"a": three, "b": {}, "c": three, "without a gradient": zeros | {"step": torch.tensor(1.0)}}) == 3
     with pytest.raises(InputError, match="b with 2, a with 3"):
         _one_step({"a": three, "b": two})
