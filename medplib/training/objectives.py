@@ -84,15 +84,19 @@ def _per_answer(per_token: torch.Tensor, target: torch.Tensor, segments: torch.T
 
 
 def _decision_loss(batch: Batch, out: ModelOutput) -> tuple[torch.Tensor | None, int]:
-    """Cross-entropy of the one token that decides between `<SEG>` and a refusal, and the number of targets that it is the mean of."""
+    """Cross-entropy of the one token that decides between `<SEG>` and a refusal, and the number of targets that it is the mean of.
+
+    Without any it is None, in training 0: every rank must have the same terms.
+    """
+    nothing = out.label_logits.sum() * 0 if torch.is_grad_enabled() else None
     if not len(batch.names):
-        return None, 0
+        return nothing, 0
     row_of = torch.full(batch.labels.shape, -1, device=batch.labels.device)
     target = batch.labels[:, 1:] != IGNORE_LABEL
     row_of[:, :-1][target] = torch.arange(len(out.label_ids), device=batch.labels.device)
     rows = row_of[batch.target_row, batch.target_position]
     rows = rows[rows >= 0]
-    return (functional.cross_entropy(out.label_logits[rows], out.label_ids[rows]) if len(rows) else None), len(rows)
+    return (functional.cross_entropy(out.label_logits[rows], out.label_ids[rows]) if len(rows) else nothing), len(rows)
 
 
 def _with_masks(terms: LossTerms, grounding: GroundingOutput, batch: Batch, weights: LossWeights) -> LossTerms:
@@ -153,7 +157,7 @@ def _published_mask_terms(terms: LossTerms, grounding: GroundingOutput, batch: B
 
 def dense(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
     """Stage 0 of the grounder, first part: masks from names without the decoder's transformer, see `PixelGrounder.decode_directly`."""
-    if not len(batch.names):
+    if not len(batch.names) and not model.training:
         return LossTerms()
     return _with_masks(LossTerms(), name_masks(model, batch, directly=True), batch, weights)
 
@@ -172,7 +176,7 @@ def name_masks(model: MedPLIB, batch: Batch, *, directly: bool) -> GroundingOutp
 
 def promptable(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
     """Stage 0 of the grounder: masks from names (where the model knows any), points and boxes (SAM's promptable task, arXiv 2304.02643)."""
-    if not len(batch.names):
+    if not len(batch.names) and not model.training:
         return LossTerms()
     features = model.grounder.encode(batch.sam_pixels, batch.letterboxes)
     terms, share_prompted = LossTerms(), 1.0
@@ -183,8 +187,6 @@ def promptable(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
             return terms
     chosen = (torch.rand(len(batch.names), device=batch.target_present.device) < share_prompted) & batch.target_present
     index = chosen.nonzero().squeeze(1)
-    if len(index) < 2 and model.names is not None:
-        return terms
     valid = valid_mask(batch.letterboxes, batch.target_masks.device)[batch.target_image]
     halves = (index[: len(index) // 2], index[len(index) // 2 :])
     masks = batch.target_masks
@@ -228,6 +230,8 @@ def contrastive(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms
     features = model.vision(batch.vision_pixels, batch.letterboxes)
     terms = _text_terms(model, batch, features)
     captions, rows = _captions(batch)
+    if len(rows) < 2 and weights.contrastive and model.training:  # every rank must have the same terms
+        return replace(terms, contrastive=features.sum() * 0)
     if len(rows) > 1 and weights.contrastive:
         ids, mask = captions
         duplicate = (ids[:, None] == ids[None]).all(dim=-1)
