@@ -1,4 +1,4 @@
-"""The one error that users meet: which file or record, what was expected, what was found, what to do."""
+"""The one error that users meet: which file or record, what was expected, what was found, what to do; and how commands begin."""
 
 from __future__ import annotations
 
@@ -34,3 +34,13 @@ def run_command(main: Callable[[], None]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def command_line() -> list[str]:
+    """The words behind the command; `--region-mask` means `--region_mask`."""
+
+    def spelled(word: str) -> str:
+        name, equals, value = word.partition("=")
+        return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
+
+    return [spelled(word) for word in sys.argv[1:]]

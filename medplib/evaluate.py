@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from medplib.errors import run_command
+from medplib.errors import command_line, run_command
 
 
 def evaluate(
@@ -48,7 +48,7 @@ def main() -> None:
     """Parse the command line."""
     from jsonargparse import auto_cli
 
-    auto_cli(evaluate, as_positional=False)
+    auto_cli(evaluate, as_positional=False, args=command_line())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from medplib.errors import InputError, run_command
+from medplib.errors import InputError, command_line, run_command
 
 SMALLEST_TILE = 224
 """Pixels: slices that are smaller are enlarged by whole numbers on the sheet of a volume."""
@@ -174,7 +174,7 @@ def main() -> None:
     """Parse the command line."""
     from jsonargparse import auto_cli
 
-    auto_cli(predict, as_positional=False)
+    auto_cli(predict, as_positional=False, args=command_line())
 
 
 if __name__ == "__main__":

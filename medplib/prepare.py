@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from medplib.data.prepare.importer import ImportOptions
-from medplib.errors import InputError, run_command
+from medplib.errors import InputError, command_line, run_command
 
 
 def phantom(
@@ -144,7 +144,7 @@ def main() -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     actions = (phantom, vqa_rad, tokenizer, audit, merge_masks, question_floor)
-    auto_cli({"import": import_, **{action.__name__: action for action in actions}}, as_positional=False)
+    auto_cli({"import": import_, **{action.__name__: action for action in actions}}, as_positional=False, args=command_line())
 
 
 if __name__ == "__main__":
