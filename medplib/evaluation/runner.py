@@ -56,6 +56,14 @@ class Results:
         """The grounding scores of one protocol."""
         return [score for score in self.grounding if score.protocol == protocol.name]
 
+    def only(self, records: Sequence[Record]) -> Results | None:
+        """Those of some records; None where one of them was not asked."""
+        ids = {record.id for record in records}
+        if not ids <= {answer.record for answer in self.answers}:
+            return None
+        kept = [[item for item in items if item.record in ids] for items in (self.answers, self.grounding, self.text)]
+        return Results(*kept)
+
 
 @dataclass(frozen=True)
 class RunOptions:

@@ -18,7 +18,7 @@ from medplib.evaluation.figures import NamedFigure, Rule, named, write_metrics
 from medplib.evaluation.grounding import summarise_grounding
 from medplib.evaluation.presence import fit_presence
 from medplib.evaluation.protocols import STRICT
-from medplib.evaluation.runner import PROTOCOLS, Results, RunOptions, Viewer, evaluate_records
+from medplib.evaluation.runner import PROTOCOLS, Results, RunOptions, Viewer, evaluate_records, with_unique_ids
 from medplib.evaluation.text import summarise_vqa
 from medplib.inference.calibration import PresenceCalibration
 from medplib.inference.predictor import CALIBRATION, Predictor
@@ -87,6 +87,8 @@ class Suite:
         self.checkpoint, self.config, self.out = Path(checkpoint), config, Path(out)
         self.bootstrap = Bootstrap(seed=config.seed)
         self.figures: list[NamedFigure] = []
+        self.answered: dict[str, Results] = {}
+        """What the checkpoint as it is has answered already, by name of the set."""
         if config.calibrate:
             uncalibrated = Predictor(self.checkpoint, calibrated=False)
             rule = self._calibration(uncalibrated, "calibration")
@@ -107,7 +109,7 @@ class Suite:
         return self.figures
 
     def _records(self, files: tuple[str, ...], limit: int | None = None) -> list[Record]:
-        records = [record for file in files for record in read_records(Path(file))]
+        records = with_unique_ids([record for file in files for record in read_records(Path(file))])
         if self.config.sources:
             records = [record for record in records if record.meta.source in self.config.sources]
         if not records:
@@ -132,7 +134,7 @@ class Suite:
         return fit_presence(logits, labels, names, max_fpr=self.config.max_false_positives)
 
     def _grounding(self, name: str, records: list[Record], viewer: Viewer | None) -> None:
-        results = self._ask(self.predictor, records, f"grounding_{name}", viewer=viewer)
+        results = self.answered[f"grounding_{name}"] = self._ask(self.predictor, records, f"grounding_{name}", viewer=viewer)
         for protocol in PROTOCOLS:
             prefix = f"grounding.{name}" + ("" if protocol is STRICT else f".{protocol.name}")
             summary = summarise_grounding(results.of(protocol), protocol, self.bootstrap)
@@ -141,7 +143,8 @@ class Suite:
                 self.figures += named("grounding.absent", vars(summary.absent).items())
 
     def _vqa(self, name: str, records: list[Record], viewer: Viewer | None) -> None:
-        summary = summarise_vqa(self._ask(self.predictor, records, name, viewer=viewer).text, self.bootstrap)
+        results = self.answered[name] = self._ask(self.predictor, records, name, viewer=viewer)
+        summary = summarise_vqa(results.text, self.bootstrap)
         headline = "region_accuracy" if name == "region" else "closed_accuracy"
         block = "vqa.region" if name == "region" else "vqa"
         self.figures += [*named("vqa", [(headline, summary.closed.get("exact"))]), *summary.figures(block)]
@@ -167,6 +170,11 @@ class Suite:
         if c.experts:
             self._expert_controls(asked)
 
+    def _again(self, predictor: Predictor, records: list[Record], name: str, *, of: str) -> Results:
+        """Ask a part of the set `of`, unless the checkpoint as it is has answered it there."""
+        known = self.answered[of].only(records) if predictor is self.predictor and of in self.answered else None
+        return self._ask(predictor, records, name) if known is None else known
+
     def _expert_controls(self, asked: list[Record]) -> None:
         """The same questions to the router, to each expert alone, and to the stages the experts came from.
 
@@ -175,13 +183,14 @@ class Suite:
         c = self.config.controls
         closed = [r for r in self._records(self.config.vqa, limit=0) if r.meta.task == "vqa_closed"]
         grounding, closed = spread(asked, c.experts), spread(closed, c.experts)
+        first = f"grounding_{next(iter(self.config.grounding), '')}"
 
         def rival(name: str, predictor: Predictor) -> Rival:
             draws = predictor.model.grounder is not None
             if draws and self.config.calibrate and predictor is not self.predictor:
                 predictor.calibration = self._calibration(predictor, f"calibration_{name}")
-            located = self._ask(predictor, grounding, f"control_{name}_grounding") if draws else None
-            return Rival(name, located, self._ask(predictor, closed, f"control_{name}_closed"))
+            located = self._again(predictor, grounding, f"control_{name}_grounding", of=first) if draws else None
+            return Rival(name, located, self._again(predictor, closed, f"control_{name}_closed", of="vqa"))
 
         router = rival("router", self.predictor)
         others = [
