@@ -32,6 +32,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 import torch
 from bench_data import data_rows
+from bench_features import feature_rows
 from bench_lora import lora_rows
 from bench_masks import mask_rows, second_pass_rows
 from bench_metrics import metric_rows
@@ -219,6 +220,7 @@ PARTS = {
     "a": moe_rows,
     "a_lora": lora_rows,
     "b": peer_step_rows,
+    "c": feature_rows,
     "d": prefix_rows,
     "e": label_rows,
     "f": _answers,

@@ -2,8 +2,10 @@
 
 import json
 
+from medplib.models.config_grounding import GrounderConfig, VitConfig
 from scripts.bench import _on_tiny_model, _write, main
 from scripts.bench_data import data_rows
+from scripts.bench_features import feature_rows
 from scripts.bench_lora import lora_rows
 from scripts.bench_masks import mask_rows, second_pass_rows
 from scripts.bench_metrics import metric_rows
@@ -47,6 +49,11 @@ def test_rows_of_masks_compare_equal_masks():
     model, batch = _on_tiny_model("cpu", samples=2)
     assert [row.id for row in second_pass_rows(model, batch, "cpu", repeats=1)] == ["g"]
     assert [row.id for row in mask_rows(model.grounder, batch, "cpu", repeats=1)] == ["n"]
+
+
+def test_features_that_are_kept_are_equal():
+    config = GrounderConfig(image_size=64, vit=VitConfig(width=32, depth=1, heads=2, window_size=2, global_blocks=(0,)))
+    assert [row.id for row in feature_rows("cpu", config=config, repeats=1)] == ["c"]
 
 
 def test_step_beside_peft_has_the_same_loss():
