@@ -89,7 +89,9 @@ class PresenceGate:
         return chosen
 
     def _unrepeated(self, logprobs: torch.Tensor) -> torch.Tensor:
-        """The log-probabilities (B, V) without the tokens that would repeat a name."""
+        """The log-probabilities (B, V) without the tokens that would repeat a name; with legacy all of them, as published."""
+        if self.predictor.config.legacy:
+            return logprobs
         repeats = [(row, token) for row, names in enumerate(self.listed) for token in names.repeats()]
         if not repeats:
             return logprobs

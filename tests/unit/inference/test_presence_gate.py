@@ -13,10 +13,12 @@ from medplib.inference.gate import ListedNames, PresenceGate
 SEG, NOT, YES = 2, 1, 0
 
 
-def _gate(threshold: float | None, rows: int = 1) -> PresenceGate:
+def _gate(threshold: float | None, rows: int = 1, *, legacy: bool = False) -> PresenceGate:
     rule = None if threshold is None else PresenceCalibration(("language model",), (1.0,), 0.0, threshold, "test", 1, 1)
     model = SimpleNamespace(grounder=SimpleNamespace(presence=None))
-    predictor = SimpleNamespace(seg_id=SEG, refusal_ids=[NOT], comma_id=9, calibration=rule, model=model)
+    predictor = SimpleNamespace(
+        seg_id=SEG, refusal_ids=[NOT], comma_id=9, calibration=rule, model=model, config=SimpleNamespace(legacy=legacy)
+    )
     return PresenceGate(predictor, object(), torch.arange(rows), scored=True)
 
 
@@ -75,9 +77,10 @@ def test_a_name_that_has_its_decision_is_not_completed_again(said: list[int], re
     assert names.repeats() == repeats
 
 
-def test_the_next_name_is_said_instead_of_one_that_has_its_decision() -> None:
-    gate = _gate(None)
+@pytest.mark.parametrize(("legacy", "last"), [(False, KIDNEY), (True, LUNG)])
+def test_the_next_name_is_said_instead_of_one_that_has_its_decision(legacy: bool, last: int) -> None:
+    gate = _gate(None, legacy=legacy)
     lung, seg, comma = (torch.full((1, 13), 1e-6).index_fill(1, torch.tensor([token]), 0.9) for token in (LUNG, SEG, COMMA))
     again = lung.index_fill(1, torch.tensor([KIDNEY]), 0.05)
     said = [int(gate.decide(step, torch.zeros(1, 4), p.log(), torch.tensor([True]))) for step, p in enumerate([lung, seg, comma, again])]
-    assert said == [LUNG, SEG, COMMA, KIDNEY]
+    assert said == [LUNG, SEG, COMMA, last]
