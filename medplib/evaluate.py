@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 from medplib.errors import command_line, run_command
 
@@ -15,6 +16,8 @@ def evaluate(
     data: list[Path] | None = None,
     limit: int = 0,
     batch_size: int = 16,
+    device: str = "auto",
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
     """Evaluate a checkpoint.
 
@@ -25,16 +28,19 @@ def evaluate(
         data: record files, instead of a suite: grounding questions are scored by both protocols, all others as text.
         limit: at most so many records per set; 0 = all.
         batch_size: conversations per forward (with `data`).
+        device: auto (the accelerator where there is one), cpu, cuda or cuda:NUMBER.
+        dtype: bfloat16 halves the memory; for accelerators.
     """
     from medplib.evaluation.gallery import GalleryViewer
     from medplib.evaluation.page import evaluation_page
     from medplib.evaluation.suite import Suite
     from medplib.evaluation.suite_config import suite_of_files, suite_of_yaml
+    from medplib.inference.device import choose_device
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = suite_of_files(data or [], limit=limit, batch_size=batch_size) if suite is None else suite_of_yaml(suite, limit=limit)
     viewer = GalleryViewer()
-    runner = Suite(checkpoint, config, out)
+    runner = Suite(checkpoint, config, out, device=choose_device(device), dtype=dtype)
     figures = runner.run(viewer)
     evaluation_page(out / "report.html", figures, viewer, runner.predictor.checkpoint.lineage)
     width = max(len(f.name) for f in figures)

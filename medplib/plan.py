@@ -29,8 +29,9 @@ class Plan:
         samples: of one micro-batch.
         layers: of the language model.
         works: arithmetic and activations of one micro-batch.
-        memory: per rank, by strategy, ranks and checkpointing.
+        memory: per rank, by strategy, ranks and number of layers computed again.
         gpu_gib: of the accelerator asked about.
+        fewest_recomputed: layers that `stage.checkpointing` must name to fit it without a strategy; None = even all do not do.
     """
 
     stage: str
@@ -42,6 +43,7 @@ class Plan:
     works: list[Work]
     memory: list[RankMemory]
     gpu_gib: float
+    fewest_recomputed: int | None
 
 
 def make_plan(
@@ -64,7 +66,7 @@ def make_plan(
     import torch
 
     from medplib.planning.compute import Load, measure_step
-    from medplib.planning.memory import STRATEGIES, Weights, rank_memory
+    from medplib.planning.memory import STRATEGIES, Weights, fewest_recomputed, rank_memory
     from medplib.planning.parameters import count_parameters, empty_model
     from medplib.planning.resolve import plan_stage
 
@@ -82,13 +84,14 @@ def make_plan(
     weights = Weights(sum(p.total for p in parts), sum(p.trained for p in parts), block)
     frozen = 2 if stage.frozen_dtype == "bfloat16" else 4
     memory = [
-        rank_memory(weights, works, strategy=s, ranks=n, checkpointing=c, frozen_bytes=frozen, layers=layers)
-        for c in (False, True)
+        rank_memory(weights, works, strategy=s, ranks=n, recomputed=c, frozen_bytes=frozen, layers=layers)
+        for c in (0, layers)
         for s in STRATEGIES
         for n in ranks
     ]
+    fewest = fewest_recomputed(weights, works, strategy="none", ranks=1, frozen_bytes=frozen, layers=layers, gib=gpu_gib)
     image_tokens = config.image_tokens if config.language is not None else 0
-    return Plan(stage.name, parts, image_tokens, image_tokens + text_tokens, samples, layers, works, memory, gpu_gib)
+    return Plan(stage.name, parts, image_tokens, image_tokens + text_tokens, samples, layers, works, memory, gpu_gib, fewest)
 
 
 def main() -> None:

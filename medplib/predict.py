@@ -27,7 +27,7 @@ def predict(
     window: tuple[float, float] | None = None,
     expert: str | None = None,
     threshold: float = 0.5,
-    device: str = "cpu",
+    device: str = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
     """Ask a question about an image or a volume.
@@ -45,16 +45,18 @@ def predict(
         window: volumes: lowest and highest intensity shown to the model; default the 0.5 and 99.5 percentile of the volume.
         expert: send every token to this expert.
         threshold: probability above which a pixel belongs to a mask (the published code draws at 0.1).
-        device: torch device.
+        device: auto (the accelerator where there is one), cpu, cuda or cuda:NUMBER.
         dtype: bfloat16 halves the memory; for accelerators.
     """
     from medplib.imaging.nifti import read_volume
     from medplib.inference.ask import RegionPrompts
+    from medplib.inference.device import choose_device
     from medplib.inference.predictor import Predictor
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not 0 < threshold < 1:
         raise InputError(where="--threshold", expected="a probability between 0 and 1", found=str(threshold))
+    device = choose_device(device)
     prompts = RegionPrompts(tuple(points or ()), tuple(box or ()), tuple(region_mask or ()))
     volume = None
     if image.name.endswith((".nii", ".nii.gz")):

@@ -4,17 +4,19 @@ import medplib  # noqa: F401  (before anything that imports torchvision)
 
 # isort: split
 import torch
-from bench_parts import HIDDEN, TOKENS, WIDTH, Row, interleaved, median_ratio, mixture, run_backward, starting
-from peft import LoraConfig, inject_adapter_in_model
+from bench_parts import Row, dense_mlp, interleaved, median_ratio, mixture, run_backward, starting
+from bench_sizes import sizes
 from torch import nn
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaMLP
+
+from medplib.training.lora import adapt
+from medplib.training.stage import LoraOptions
 
 
-def lora_rows(device: str, *, tokens: int = TOKENS, experts: tuple[int, ...] = (2, 8), repeats: int = 7) -> list[Row]:
+def lora_rows(device: str, *, tokens: int | None = None, experts: tuple[int, ...] = (2, 8), repeats: int = 7) -> list[Row]:
     """Forward and backward with frozen experts and trained adapters of rank 8 in all their matrices."""
-    dense = adapted(LlamaMLP(LlamaConfig(hidden_size=WIDTH, intermediate_size=HIDDEN)).to(device))
-    x = torch.randn(1, tokens, WIDTH, device=device, requires_grad=True)
+    size, dense = sizes(device), adapted(dense_mlp(device))
+    tokens = tokens or size.tokens
+    x = torch.randn(1, tokens, size.width, device=device, dtype=size.dtype, requires_grad=True)
     rows = []
     for count in experts:
         layer, routing = mixture(count, device)
@@ -33,7 +35,7 @@ def lora_rows(device: str, *, tokens: int = TOKENS, experts: tuple[int, ...] = (
 def adapted(module: nn.Module) -> nn.Module:
     """The module with adapters, which alone (and the router) are trained."""
     names = [name for name, part in module.named_modules() if isinstance(part, nn.Linear) and name.endswith("_proj")]
-    inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=names, bias="none"), module)
+    adapt(module, names, LoraOptions(r=8, alpha=16, dropout=0.0))
     for name, parameter in module.named_parameters():
         parameter.requires_grad_("lora_" in name or "router" in name)
         if "lora_B" in name:  # zero at first, which would make the backward of A trivial

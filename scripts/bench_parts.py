@@ -3,12 +3,14 @@
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import medplib  # noqa: F401  (before anything that imports torchvision)
 
 # isort: split
 import torch
+from bench_sizes import sizes
 from torch.nn import functional
 from transformers import LlamaConfig, MixtralConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
@@ -16,7 +18,6 @@ from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 from medplib.models.moe import MoEConfig, MoEMLP, Routing
 
-TOKENS, WIDTH, HIDDEN = 2048, 512, 1408
 REPEATS = 5
 
 
@@ -60,6 +61,11 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def halves(device: str) -> AbstractContextManager[object]:
+    """On an accelerator weights are bfloat16 and computed with under autocast, as the product does."""
+    return torch.autocast(device, dtype=torch.bfloat16) if sizes(device).dtype == torch.bfloat16 else nullcontext()
+
+
 def product_seconds(device: str) -> float:
     """Best seconds of a matrix product, beside which a row says how steady the machine was."""
     size = 4096 if device == "cuda" else 512
@@ -92,11 +98,18 @@ def run_backward(module: torch.nn.Module, x: torch.Tensor, start: Callable[[], N
     return run
 
 
+def dense_mlp(device: str) -> LlamaMLP:
+    """One MLP of a Llama."""
+    size = sizes(device)
+    with torch.device(device):
+        return LlamaMLP(LlamaConfig(hidden_size=size.width, intermediate_size=size.hidden)).to(size.dtype)
+
+
 def mixture(experts: int, device: str, *, skewed: bool = False) -> tuple[MoEMLP, Routing]:
     """Our layer with `experts` experts, one per token; `skewed` sends nine tokens in ten to the first."""
     torch.manual_seed(0)
-    config, names, routing = LlamaConfig(hidden_size=WIDTH, intermediate_size=HIDDEN), tuple(f"e{i}" for i in range(experts)), Routing()
-    built = MoEMLP(experts={name: LlamaMLP(config) for name in names}, config=MoEConfig(experts=names), width=WIDTH, routing=routing)
+    names, routing, width = tuple(f"e{i}" for i in range(experts)), Routing(), sizes(device).width
+    built = MoEMLP(experts={name: dense_mlp(device) for name in names}, config=MoEConfig(experts=names), width=width, routing=routing)
     if skewed:
         route = built._route
 
@@ -111,10 +124,11 @@ def mixture(experts: int, device: str, *, skewed: bool = False) -> tuple[MoEMLP,
 
 def moe_rows(device: str) -> list[Row]:
     """Forward and backward of the mixture beside one dense MLP with the same arithmetic per token, and beside the peers' layers."""
-    dense = LlamaMLP(LlamaConfig(hidden_size=WIDTH, intermediate_size=HIDDEN)).to(device)
-    x = torch.randn(1, TOKENS, WIDTH, device=device, requires_grad=True)
+    size, dense = sizes(device), dense_mlp(device)
+    x = torch.randn(1, size.tokens, size.width, device=device, dtype=size.dtype, requires_grad=True)
     rows = []
-    for experts, target, stretch, skewed in ((2, 1.08, 1.03, False), (2, 1.08, 1.03, True), (8, 1.15, 1.1, False), (32, 1.5, 1.25, False)):
+    most = (32, size.mixture_32.target, size.mixture_32.stretch, False)
+    for experts, target, stretch, skewed in ((2, 1.08, 1.03, False), (2, 1.08, 1.03, True), (8, 1.15, 1.1, False), most):
         layer, routing = mixture(experts, device, skewed=skewed)
         forced = _forced(layer, routing, x)
         assert torch.allclose(forced, next(iter(layer.experts.values()))(x)), "a forced expert is not its MLP"
@@ -126,9 +140,9 @@ def moe_rows(device: str) -> list[Row]:
     return rows + [_peer_row(kind, device, x) for kind in ("eager", "grouped_mm")]
 
 
-def starting(routing: Routing, device: str, tokens: int = TOKENS) -> Callable[[], None]:
+def starting(routing: Routing, device: str, tokens: int | None = None) -> Callable[[], None]:
     """What every forward of a mixture begins with: all tokens are real."""
-    mask = torch.ones(1, tokens, dtype=torch.bool, device=device)
+    mask = torch.ones(1, tokens or sizes(device).tokens, dtype=torch.bool, device=device)
     return lambda: routing.start(mask)
 
 
@@ -143,9 +157,11 @@ def _forced(layer: MoEMLP, routing: Routing, x: torch.Tensor) -> torch.Tensor:
 def _peer_row(kind: str, device: str, x: torch.Tensor) -> Row:
     """Transformers' own layer with 32 experts over ours."""
     layer, routing = mixture(32, device)
-    config = MixtralConfig(hidden_size=WIDTH, intermediate_size=HIDDEN, num_local_experts=32, num_experts_per_tok=1)
+    size = sizes(device)
+    config = MixtralConfig(hidden_size=size.width, intermediate_size=size.hidden, num_local_experts=32, num_experts_per_tok=1)
     config._experts_implementation = kind
-    peer = MixtralSparseMoeBlock(config).to(device).train()
+    with torch.device(device):
+        peer = MixtralSparseMoeBlock(config).to(size.dtype).train()
     for parameter in peer.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     seconds = interleaved({"peer": run_backward(peer, x), "mixture": run_backward(layer, x, starting(routing, device))}, device=device)
@@ -166,22 +182,23 @@ def _peer_row(kind: str, device: str, x: torch.Tensor) -> Row:
 
 def label_rows(device: str) -> list[Row]:
     """Cross-entropy at labelled rows over cross-entropy of all rows with labels ignored, 5 % labelled: time and kept bytes."""
-    width, vocabulary, share = 512, 32_000, 0.05
+    size, share = sizes(device), 0.05
+    vocabulary = size.vocabulary
     torch.manual_seed(0)
-    head = torch.nn.Linear(width, vocabulary, bias=False).to(device)
-    states = torch.randn(TOKENS, width, device=device, requires_grad=True)
-    labels = torch.full((TOKENS,), -100, device=device)
-    chosen = torch.arange(0, TOKENS, int(1 / share), device=device)
+    head = torch.nn.Linear(size.width, vocabulary, bias=False, device=device, dtype=size.dtype)
+    states = torch.randn(size.tokens, size.width, device=device, dtype=size.dtype, requires_grad=True)
+    labels = torch.full((size.tokens,), -100, device=device)
+    chosen = torch.arange(0, size.tokens, int(1 / share), device=device)
     labels[chosen] = torch.randint(vocabulary, (len(chosen),), device=device)
 
     def all_rows() -> torch.Tensor:
-        return functional.cross_entropy(head(states), labels, ignore_index=-100)
+        return functional.cross_entropy(head(states).float(), labels, ignore_index=-100)
 
     def labelled() -> torch.Tensor:
         kept = labels != -100
-        return functional.cross_entropy(head(states[kept]), labels[kept])
+        return functional.cross_entropy(head(states[kept]).float(), labels[kept])
 
-    assert torch.allclose(all_rows(), labelled(), atol=1e-5), "the two losses differ"
+    assert torch.allclose(all_rows(), labelled(), atol=size.tolerance), "the two losses differ"
     seconds = interleaved({"all": lambda: all_rows().backward(), "labelled": lambda: labelled().backward()}, device=device, repeats=3)
     ratio, details = median_ratio(seconds, "all", "labelled")
     memory = _kept(all_rows, head) / _kept(labelled, head)

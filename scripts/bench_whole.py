@@ -9,7 +9,8 @@ import medplib  # noqa: F401  (before anything that imports torchvision)
 
 # isort: split
 import torch
-from bench_parts import Row, interleaved, median_ratio
+from bench_parts import Row, halves, interleaved, median_ratio
+from bench_sizes import sizes
 from torch.nn import functional
 
 from medplib.inference.generate import generate
@@ -25,12 +26,18 @@ ROOT = Path(__file__).resolve().parents[1]
 def prefix_rows(device: str) -> list[Row]:
     """Training on Q questions of one image: one sequence with a shared prefix beside Q sequences with a prefix each."""
     torch.manual_seed(0)
-    language = LanguageModel(LanguageConfig(hidden_size=256, layers=4, heads=4, mlp_size=704, vocab_size=512)).to(device)
+    size = sizes(device)
+    width = size.prefix_width
+    shapes = LanguageConfig(
+        hidden_size=width, layers=size.prefix_layers, heads=max(4, width // 128), mlp_size=size.hidden * width // size.width, vocab_size=512
+    )
+    with torch.device(device):
+        language = LanguageModel(shapes).to(size.dtype)
     rows = []
-    for questions, target in ((1, 0.97), (2, 0.85), (4, 0.85), (8, 0.85)):
+    for questions, goal in ((1, size.prefix_alone), (2, size.prefix), (4, size.prefix), (8, size.prefix)):
         ids = torch.randint(512, (PREFIX + questions * QUESTION,), device=device)
         packed, apart = _packed(language, ids, questions), _apart(language, ids, questions)
-        assert torch.allclose(packed(), apart(), atol=1e-5), "the losses per question differ"
+        assert torch.allclose(packed(), apart(), atol=size.tolerance), "the losses per question differ"
         runs = {"apart": lambda apart=apart: apart().sum().backward(), "packed": lambda packed=packed: packed().sum().backward()}
         ratio, details = median_ratio(interleaved(runs, device=device, repeats=3), "apart", "packed")
         limit = questions * (PREFIX + QUESTION) / (PREFIX + questions * QUESTION)
@@ -42,8 +49,8 @@ def prefix_rows(device: str) -> list[Row]:
                 ratio / limit,
                 "a sequence per question",
                 1.0,
-                target,
-                0.99 if questions == 1 else 0.95,
+                goal.target,
+                goal.stretch,
                 False,
                 details,
             )
@@ -90,14 +97,15 @@ def answer_rows(model: MedPLIB, batch: Batch, device: str) -> list[Row]:
     limits = {"eos_id": -1, "seg_id": 5, "max_new_tokens": 6}
 
     def say_seg(step: int, states: torch.Tensor, logprobs: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
-        return torch.full((len(logprobs),), 5) if step == 2 else logprobs.argmax(dim=-1)
+        return torch.full((len(logprobs),), 5, device=logprobs.device) if step == 2 else logprobs.argmax(dim=-1)
 
     @torch.no_grad()
     def answer(part: Batch) -> tuple[list[list[int]], torch.Tensor]:
-        features = model.grounder.encode(part.sam_pixels, part.letterboxes)
-        said = generate(model, part, **limits, decide=say_seg)
-        masks = model.grounder.decode(features, said.seg_row, model.seg_projector(said.seg_states))
-        return said.ids, masks.mask_logits > 0
+        with halves(device):
+            features = model.grounder.encode(part.sam_pixels, part.letterboxes)
+            said = generate(model, part, **limits, decide=say_seg)
+            masks = model.grounder.decode(features, said.seg_row, model.seg_projector(said.seg_states))
+            return said.ids, masks.mask_logits > 0
 
     singles = [_sample(batch, index) for index in range(len(batch.input_ids))]
 
@@ -105,13 +113,17 @@ def answer_rows(model: MedPLIB, batch: Batch, device: str) -> list[Row]:
         answers = [answer(single) for single in singles]
         return [ids for found, _ in answers for ids in found], torch.cat([masks for _, masks in answers])
 
-    together, alone = answer(batch), one_by_one()
-    assert together[0] == alone[0], "the words differ"
-    assert float((together[1] == alone[1]).float().mean()) > 0.9999, "the masks differ"
-    seconds = interleaved({"one_by_one": one_by_one, "batch": lambda: answer(batch)}, device=device, repeats=3)
+    size = sizes(device)
+    (words, masks), (words_alone, masks_alone) = answer(batch), one_by_one()
+    same = sum(a == b for a, b in zip(words, words_alone, strict=True)) / len(words)
+    pixels = float((masks == masks_alone).float().mean())
+    if size.dtype == torch.float32:  # in bfloat16 rounding depends on the shape of a product, and words of random weights are close calls
+        assert min(same, pixels) > 0.9999, f"{same:.3f} of the answers and {pixels:.5f} of the pixels are equal"
+    seconds = interleaved({"one_by_one": one_by_one, "batch": lambda: answer(batch)}, device=device, repeats=size.answer_repeats)
     ratio, details = median_ratio(seconds, "one_by_one", "batch")
-    name = f"grounding answers: one sample at a time over a batch of {len(singles)}"
-    return [Row("f", name, ratio, "a loop over samples", float("nan"), 2.5, 4.0, False, details)]
+    details |= {"equal_answers": same, "equal_pixels": pixels, "samples_per_second": len(singles) / details["batch_seconds"]}
+    name, goal = f"grounding answers: one sample at a time over a batch of {len(singles)}", size.batched_answers
+    return [Row("f", name, ratio, "a loop over samples", float("nan"), goal.target, goal.stretch, False, details)]
 
 
 def _sample(batch: Batch, index: int) -> Batch:

@@ -247,6 +247,7 @@ def _run_key(predictor: Predictor, records: Sequence[Record], options: RunOption
         "weights_sha256": predictor.checkpoint.lineage.weights_sha256,
         "calibration_sha256": calibration,
         "expert": predictor.expert or "",
+        "dtype": str(predictor.dtype).removeprefix("torch."),
         "records_sha256": ids,
         "with_image": str(options.with_image),
         "protocols": json.dumps([asdict(p) for p in PROTOCOLS], sort_keys=True),

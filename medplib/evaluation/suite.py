@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -81,20 +82,23 @@ class SuiteConfig:
 
 
 class Suite:
-    """Runs a SuiteConfig on a checkpoint."""
+    """Runs a SuiteConfig on a checkpoint; `device` and `dtype` as in Predictor."""
 
-    def __init__(self, checkpoint: Path, config: SuiteConfig, out: Path) -> None:
+    def __init__(
+        self, checkpoint: Path, config: SuiteConfig, out: Path, *, device: str = "cpu", dtype: Literal["float32", "bfloat16"] = "float32"
+    ) -> None:
         self.checkpoint, self.config, self.out = Path(checkpoint), config, Path(out)
         self.bootstrap = Bootstrap(seed=config.seed)
         self.figures: list[NamedFigure] = []
         self.answered: dict[str, Results] = {}
         """What the checkpoint as it is has answered already, by name of the set."""
+        self.placed = {"device": device, "dtype": dtype}
+        self.predictor = Predictor(self.checkpoint, calibrated=not config.calibrate, device=device, dtype=dtype)
         if config.calibrate:
-            uncalibrated = Predictor(self.checkpoint, calibrated=False)
-            rule = self._calibration(uncalibrated, "calibration")
-            rule = replace(rule, weights_sha256=uncalibrated.checkpoint.lineage.weights_sha256)
+            rule = self._calibration(self.predictor, "calibration")
+            rule = replace(rule, weights_sha256=self.predictor.checkpoint.lineage.weights_sha256)
             rule.save(self.checkpoint / CALIBRATION)
-        self.predictor = Predictor(self.checkpoint)
+            self.predictor.calibration = rule
 
     def run(self, viewer: Viewer | None = None) -> list[NamedFigure]:
         """Everything; writes metrics.json and returns its figures."""
@@ -194,11 +198,11 @@ class Suite:
 
         router = rival("router", self.predictor)
         others = [
-            rival(f"force_{name}", Predictor(self.checkpoint, expert=name, calibrated=not self.config.calibrate))
+            rival(f"force_{name}", self.predictor.forcing(name, calibrated=not self.config.calibrate))
             for name in self.predictor.model.language.expert_names
         ]
         parents = {"grounding_parent": c.grounding_parent, "vl_parent": c.vl_parent}
-        others += [rival(name, Predictor(folder, calibrated=False)) for name, folder in parents.items() if folder]
+        others += [rival(name, Predictor(folder, calibrated=False, **self.placed)) for name, folder in parents.items() if folder]
         self.figures += compare(router, others, self.bootstrap)
 
 

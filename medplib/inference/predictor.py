@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -110,6 +111,13 @@ class Predictor:
         self.spec = input_spec(self.config, with_sam=self.model.grounder is not None)
         path, weights = self.checkpoint.folder / CALIBRATION, self.checkpoint.lineage.weights_sha256
         self.calibration = PresenceCalibration.load(path, weights_sha256=weights) if calibrated and path.exists() else None
+
+    def forcing(self, expert: str, *, calibrated: bool) -> Predictor:
+        """The same model, weights shared, with every token sent to one expert; `calibrated` keeps the presence rule, too."""
+        twin = copy(self)
+        twin.expert = expert
+        twin.calibration = self.calibration if calibrated else None
+        return twin
 
     def encoder(self, *, with_image: bool = True) -> SampleEncoder:
         """Encodes conversations up to where the model has to answer."""

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from medplib.models.moe import MoEConfig, Routing, install_experts
+from medplib.errors import InputError
+from medplib.models.moe import MoEConfig, MoEMLP, Routing, install_experts
 from medplib.models.pretrained import load_pretrained
 
 TOKEN_TABLES = ("language.model.model.embed_tokens.weight", "language.model.lm_head.weight")
@@ -100,10 +101,25 @@ class LanguageModel(nn.Module):
         """Give the rows of these tokens parameters of their own; folded into the tables when the stage is written."""
         self.rows = TokenRows(ids, self.embeddings, self.head)
 
-    def recompute_layers(self) -> None:
-        """From now on keep only the inputs of the layers in training and compute the rest again on the way back."""
+    def recompute_layers(self, count: int | None = None) -> None:
+        """From now on keep only the inputs of the first `count` layers (None = all) in training and compute the rest again on the way back.
+
+        Raises:
+            InputError: more layers than there are.
+        """
+        layers = self.decoder.layers
+        if count is not None and count > len(layers):
+            raise InputError(where="stage.checkpointing", expected=f"at most the {len(layers)} layers there are", found=str(count))
         enable = getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+        for layer in layers[count:] if count is not None else ():
+            layer.gradient_checkpointing = False
+
+    def compile_layers(self) -> None:
+        """Compile what is many small kernels inside the layers (norms, MLPs); the first step takes half a minute longer."""
+        for module in self.decoder.modules():
+            if type(module).__name__.endswith(("RMSNorm", "MLP")) and not isinstance(module, MoEMLP):
+                module.compile(dynamic=True)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (..., L) -> (..., L, D); negative placeholders give row 0, to be overwritten."""
@@ -128,7 +144,10 @@ class LanguageModel(nn.Module):
             token_mask: (B, L) bool, tokens that experts route; None = all.
             cache: a transformers cache, extended in place, or None.
         """
-        self.routing.start(token_mask)
+        self.routing.start(token_mask if self.expert_names else None)
+        if torch.amp.is_autocast_available(embeds.device.type) and torch.is_autocast_enabled(embeds.device.type):
+            # Layers hand on the type that they compute in. Embeddings that train are float32: every product would cast again.
+            embeds = embeds.to(torch.get_autocast_dtype(embeds.device.type))
         if self.model.config._attn_implementation == "eager":
             mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=embeds.device).masked_fill(~mask, torch.finfo(embeds.dtype).min)
         out = self.decoder(

@@ -53,15 +53,17 @@ class MoEConfig:
 class Routing:
     """What all MoE layers of a model share during one forward: which tokens are real, which expert is forced, what was chosen."""
 
-    token_mask: torch.Tensor | None = None  # (B, L) bool, True for real tokens; None when all are
+    real: torch.Tensor | None = None  # (T,) int64 index of the real tokens among the B L of the forward; None when all are real
     forced: int | None = None
     probs: list[torch.Tensor] = field(default_factory=list)
     chosen: list[torch.Tensor] = field(default_factory=list)
     squared_sums: list[torch.Tensor] = field(default_factory=list)
 
     def start(self, token_mask: torch.Tensor | None) -> None:
-        """Begin a forward over the tokens of `token_mask`."""
-        self.token_mask = token_mask
+        """Begin a forward over the tokens of `token_mask` (B, L) bool, True for real ones; None when all are."""
+        self.real = None if token_mask is None else token_mask.flatten().nonzero().squeeze(1)
+        if self.real is not None and len(self.real) == token_mask.numel():
+            self.real = None  # nothing is padding: nothing has to be copied out and in
         self.probs, self.chosen, self.squared_sums = [], [], []
 
     def stats(self) -> RouterStats | None:
@@ -106,11 +108,8 @@ class MoEMLP(nn.Module):
         experts = list(self.experts.values())
         if self.routing.forced is not None:
             return experts[self.routing.forced](hidden_BLD)
-        mask = self.routing.token_mask
+        real = self.routing.real
         flat_TD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
-        real = None if mask is None else mask.reshape(-1).nonzero().squeeze(1)
-        if real is not None and len(real) == len(flat_TD):
-            real = None  # nothing is padding: nothing has to be copied out and in
         rows_TD = flat_TD if real is None else flat_TD[real]
         weight_TK, chosen_TK = self._route(rows_TD)
         mixed_TD = self._mix(experts, rows_TD, weight_TK, chosen_TK)

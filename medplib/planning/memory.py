@@ -34,7 +34,7 @@ class RankMemory:
 
     strategy: Strategy
     ranks: int
-    checkpointing: bool
+    recomputed: int
     weights: float
     gradients: float
     optimiser: float
@@ -51,7 +51,7 @@ class RankMemory:
 
 
 def rank_memory(
-    weights: Weights, works: Sequence[Work], *, strategy: Strategy, ranks: int, checkpointing: bool, frozen_bytes: int, layers: int
+    weights: Weights, works: Sequence[Work], *, strategy: Strategy, ranks: int, recomputed: int, frozen_bytes: int, layers: int
 ) -> RankMemory:
     """One row of the table.
 
@@ -62,22 +62,35 @@ def rank_memory(
             bf16) = weights and gradients of two bytes, a float32 copy and two moments, split among ranks: optimiser, then gradients, then
             weights.
         ranks: number of them.
-        checkpointing: keep the inputs of the language model's layers only.
+        recomputed: of so many of the language model's layers only the inputs are kept.
         frozen_bytes: per weight that does not train, without a strategy.
         layers: of the language model.
     """
-    activations = sum(checkpointed(work, layers).saved if checkpointing else work.saved for work in works)
+    activations = sum(checkpointed(work, layers, recomputed).saved for work in works)
     if strategy == "none":
         stored = frozen_bytes * (weights.total - weights.trained) + 4 * weights.trained
-        return RankMemory(strategy, ranks, checkpointing, stored, 4 * weights.trained, 8 * weights.trained, activations)
+        return RankMemory(strategy, ranks, recomputed, stored, 4 * weights.trained, 8 * weights.trained, activations)
     level = STRATEGIES.index(strategy)
     stored = 2 * weights.total / ranks + 2 * weights.block if level >= 3 else 2 * weights.total
     gradients = 2 * weights.trained / (ranks if level >= 2 else 1)
-    return RankMemory(strategy, ranks, checkpointing, stored, gradients, 12 * weights.trained / ranks, activations)
+    return RankMemory(strategy, ranks, recomputed, stored, gradients, 12 * weights.trained / ranks, activations)
 
 
-def checkpointed(work: Work, layers: int) -> Work:
-    """The language layers with checkpointing: the inputs of all layers and everything of one; forward computed twice."""
-    if work.part not in LAYERS or not layers or not work.saved:
+def fewest_recomputed(
+    weights: Weights, works: Sequence[Work], *, strategy: Strategy, ranks: int, frozen_bytes: int, layers: int, gib: float
+) -> int | None:
+    """The fewest layers that must be computed again for a rank to fit `gib` GiB; None where even all do not do. See `rank_memory`."""
+    for count in range(layers + 1):
+        row = rank_memory(weights, works, strategy=strategy, ranks=ranks, recomputed=count, frozen_bytes=frozen_bytes, layers=layers)
+        if row.fits(gib):
+            return count
+    return None
+
+
+def checkpointed(work: Work, layers: int, recomputed: int) -> Work:
+    """The language layers when of `recomputed` of them only the inputs are kept, and everything of one; their forward is computed twice."""
+    if work.part not in LAYERS or not layers or not work.saved or not recomputed:
         return work
-    return Work(work.part, work.forward, work.backward + work.forward, work.inputs * layers + work.saved // layers, work.inputs)
+    share = recomputed / layers
+    saved = work.inputs * recomputed + round(work.saved * (1 - share)) + work.saved // layers
+    return Work(work.part, work.forward, work.backward + share * work.forward, saved, work.inputs)

@@ -30,12 +30,12 @@ def _compute(plan: Plan) -> str:
     head = f"one micro-batch: {plan.samples} samples of {plan.tokens} tokens ({plan.image_tokens} of them image)"
     lines = [head, f"{'part':<36}{'forward TF':>12}{'backward TF':>12}{'kept GiB':>10}{'with checkpointing':>20}"]
     for work in plan.works:
-        again = checkpointed(work, layers)
+        again = checkpointed(work, layers, layers)
         lines.append(
             f"{work.part:<36}{work.forward / 1e12:>12.3f}{work.backward / 1e12:>12.3f}{work.saved / GIB:>10.2f}{again.saved / GIB:>20.2f}"
         )
     total = sum(w.forward + w.backward for w in plan.works)
-    again = sum(w.forward + w.backward for w in (checkpointed(w, layers) for w in plan.works))
+    again = sum(w.forward + w.backward for w in (checkpointed(w, layers, layers) for w in plan.works))
     lines.append(f"step: {total / 1e12:.2f} TFLOP, {total / plan.samples / 1e12:.3f} per sample; with checkpointing {again / 1e12:.2f}")
     return "\n".join(lines)
 
@@ -49,7 +49,7 @@ def _memory(plan: Plan) -> str:
         parts = (row.weights, row.gradients, row.optimiser, row.activations, row.total)
         weights, gradients, optimiser, activations, total = (value / GIB for value in parts)
         lines.append(
-            f"{row.strategy:<10}{row.ranks:>6}{'yes' if row.checkpointing else 'no':>15}{weights:>9.2f}{gradients:>11.2f}{optimiser:>11.2f}"
+            f"{row.strategy:<10}{row.ranks:>6}{'yes' if row.recomputed else 'no':>15}{weights:>9.2f}{gradients:>11.2f}{optimiser:>11.2f}"
             f"{activations:>13.2f}{total:>9.2f}  {'fits' if row.fits(plan.gpu_gib) else 'does not fit'}"
         )
     return "\n".join(lines)
@@ -65,8 +65,10 @@ def _verdict(plan: Plan) -> str:
     lines.append(f"dominant memory at least: {largest} ({getattr(one, largest) / GIB:.1f} of {one.total / GIB:.1f} GiB, {one.strategy})")
     fitting = [row for row in plan.memory if row.fits(plan.gpu_gib)]
     if fitting:
-        best = min(fitting, key=lambda row: (row.ranks, row.checkpointing, row.strategy != "none", row.strategy))
-        how = f"{best.strategy} on {best.ranks} rank{'s' if best.ranks > 1 else ''}{' with checkpointing' if best.checkpointing else ''}"
+        best = min(fitting, key=lambda row: (row.ranks, row.recomputed, row.strategy != "none", row.strategy))
+        how = f"{best.strategy} on {best.ranks} rank{'s' if best.ranks > 1 else ''}{' with checkpointing' if best.recomputed else ''}"
+        if plan.fewest_recomputed:
+            lines.append(f"without a strategy checkpointing of {plan.fewest_recomputed} of {plan.layers} layers is enough")
         lines.append(f"verdict: fits {plan.gpu_gib:g} GiB: {how}, {best.total / GIB:.1f} GiB")
     else:
         least = min(plan.memory, key=lambda row: row.total)

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
 
 from medplib.errors import InputError
@@ -17,6 +18,35 @@ from medplib.training.stage import LoraOptions
 
 ADAPTER = "default"
 _ADAPTER = re.compile(r"\.lora_[AB]\.")
+
+
+class AddedTo(nn.Linear):
+    """Rows (T, r) and what they are added to (T, out) -> (T, out): product and sum in one call, in place of the latter."""
+
+    def forward(self, rows_Tr: torch.Tensor, base_TO: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        return base_TO.addmm_(rows_Tr, self.weight.t().to(base_TO.dtype))
+
+
+class AdaptedLinear(PeftLinear):
+    """peft's linear layer with an adapter: the same weights under the same names, and fewer passes over large tensors.
+
+    peft casts the input to the adapter's float32, multiplies what the adapter adds by its scale, then adds it: each a pass over rows of
+    full width, and a backward pass keeps several of them. Here the scale is applied to rows of width r, and the sum is part of the product.
+    """
+
+    def __init__(self, base_layer: nn.Linear, adapter_name: str, **options) -> None:
+        super().__init__(base_layer, adapter_name, **options)
+        up = self.lora_B[adapter_name]
+        added = AddedTo(up.in_features, up.out_features, bias=False, device="meta")
+        added.weight = up.weight
+        self.lora_B[adapter_name] = added
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out); layers are called, not their weights read, so that weights split among ranks are whole when used."""
+        base = self.base_layer(x)
+        rows = self.lora_A[ADAPTER](self.lora_dropout[ADAPTER](x)).to(base.dtype) * self.scaling[ADAPTER]
+        return self.lora_B[ADAPTER](rows.flatten(0, -2), base.flatten(0, -2)).view_as(base)
 
 
 def add_lora(model: MedPLIB, options: LoraOptions) -> None:
@@ -31,8 +61,14 @@ def add_lora(model: MedPLIB, options: LoraOptions) -> None:
     ]
     if not names:
         raise InputError(where="stage.lora.targets", expected="names of linear layers", found=", ".join(options.targets))
+    adapt(language.model, names, options)
+
+
+def adapt(module: nn.Module, names: list[str], options: LoraOptions) -> None:
+    """Wrap the linear layers of `module` that are called `names`."""
     config = LoraConfig(r=options.r, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=names, bias="none")
-    inject_adapter_in_model(config, language.model, adapter_name=ADAPTER)
+    config._register_custom_module({nn.Linear: AdaptedLinear})
+    inject_adapter_in_model(config, module, adapter_name=ADAPTER)
 
 
 def merged(state: dict[str, torch.Tensor], options: LoraOptions | None, *, rows: tuple[int, ...] = ()) -> dict[str, StoredTensor]:

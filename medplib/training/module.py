@@ -49,7 +49,9 @@ class StageModule(L.LightningModule):
         if stage.frozen_dtype != "float32":
             cast_frozen(self.model, getattr(torch, stage.frozen_dtype))
         if stage.checkpointing and self.model.language is not None:
-            self.model.language.recompute_layers()
+            self.model.language.recompute_layers(stage.recomputed)
+        if stage.compile and self.model.language is not None:
+            self.model.language.compile_layers()
         self.scores, self.previewed = ValidationScores(), False
         self.started = time.perf_counter()
 

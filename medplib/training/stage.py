@@ -92,7 +92,9 @@ class StageConfig:
         losses: weights of the loss terms.
         optim: optimiser.
         frozen_dtype: type of the weights that do not train; "bfloat16" halves their memory and needs trainer.precision bf16-mixed.
-        checkpointing: keep only the inputs of the language model's layers and compute the rest again on the way back.
+        checkpointing: keep only the inputs of the language model's layers and compute the rest again on the way back; a number = of so
+            many layers, as few as memory asks for (`python -m medplib.plan` says how many).
+        compile: compile norms and MLPs of the language model; pays on accelerators (docs/benchmarks_h200.md).
         feature_cache: folder in which the features of a frozen grounder encoder are kept, for this run and others; empty = none.
         feature_cache_gb: what is written there at most.
         seed: of initialisation and of everything random during training.
@@ -111,13 +113,21 @@ class StageConfig:
     losses: LossWeights = field(default_factory=LossWeights)
     optim: OptimConfig = field(default_factory=OptimConfig)
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
-    checkpointing: bool = False
+    checkpointing: bool | int = False
+    compile: bool = False
     feature_cache: str = ""
     feature_cache_gb: float = 100.0
     seed: int = 0
 
+    @property
+    def recomputed(self) -> int | None:
+        """How many layers `checkpointing` means; None = all."""
+        return None if self.checkpointing is True else int(self.checkpointing)
+
     def __post_init__(self) -> None:
         where = f"stage '{self.name}'"
+        if self.checkpointing < 0:
+            raise InputError(where=f"{where}: checkpointing", expected="true, false or a number of layers", found=str(self.checkpointing))
         check_parts(self.train, where=f"{where}: train")
         check_parts(self.init.fresh, where=f"{where}: init.fresh")
         check_parts(self.optim.lr_by_part, where=f"{where}: optim.lr_by_part")

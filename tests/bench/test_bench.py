@@ -3,7 +3,7 @@
 import json
 
 from medplib.models.config_grounding import GrounderConfig, VitConfig
-from scripts.bench import _on_tiny_model, _write, main
+from scripts.bench import _write, main
 from scripts.bench_data import data_rows
 from scripts.bench_features import feature_rows
 from scripts.bench_lora import lora_rows
@@ -11,6 +11,7 @@ from scripts.bench_masks import mask_rows, second_pass_rows
 from scripts.bench_metrics import metric_rows
 from scripts.bench_parts import Row
 from scripts.bench_ranks import rank_rows
+from scripts.bench_stages import asked_model
 from scripts.bench_step import peer_step_rows
 
 
@@ -46,7 +47,7 @@ def test_lora_rows_run():
 
 
 def test_rows_of_masks_compare_equal_masks():
-    model, batch = _on_tiny_model("cpu", samples=2)
+    model, batch = asked_model("cpu", samples=2)
     assert [row.id for row in second_pass_rows(model, batch, "cpu", repeats=1)] == ["g"]
     assert [row.id for row in mask_rows(model.grounder, batch, "cpu", repeats=1)] == ["n"]
 

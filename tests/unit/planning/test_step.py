@@ -84,8 +84,8 @@ def test_the_command_says_what_fits_and_what_does_not():
     root = Path(__file__).parents[3] / "configs"
     small = make_plan([root / "stages/stage3_grounding.yaml"], ranks=(1, 8), gpu_gib=24)
     large = make_plan([root / "stages/stage3_grounding.yaml"], ranks=(1,), gpu_gib=80)
-    assert [row.fits(24) for row in small.memory if row.ranks == 8 and row.strategy == "ZeRO-3" and row.checkpointing] == [True]
-    assert not any(row.fits(24) for row in small.memory if not row.checkpointing)
+    assert [row.fits(24) for row in small.memory if row.ranks == 8 and row.strategy == "ZeRO-3" and row.recomputed] == [True]
+    assert not any(row.fits(24) for row in small.memory if not row.recomputed)
     assert "does not fit" in plan_text(small)
     assert "verdict: fits 80 GiB" in plan_text(large)
     assert "dominant arithmetic: language layers" in plan_text(large)
@@ -94,7 +94,7 @@ def test_the_command_says_what_fits_and_what_does_not():
 def test_memory_is_split_as_zero_says():
     weights = Weights(total=1000, trained=100, block=50)
     rows = {
-        s: rank_memory(weights, [], strategy=s, ranks=4, checkpointing=False, frozen_bytes=2, layers=2)
+        s: rank_memory(weights, [], strategy=s, ranks=4, recomputed=0, frozen_bytes=2, layers=2)
         for s in ("none", "ZeRO-1", "ZeRO-2", "ZeRO-3")
     }
     assert {s: (r.weights, r.gradients, r.optimiser) for s, r in rows.items()} == {
