@@ -60,9 +60,14 @@ PARTS = {
 }
 
 
+ON_CUDA = ("a", "a_lora", "b", "d", "e", "f", "g", "n", *STAGES)
+"""Rows that have sizes for an accelerator."""
+
+
 def table(rows: list[Row], device: str) -> str:
     """A Markdown table."""
-    where = f"Written by `python scripts/bench.py --out docs/benchmarks.json` on: {device}."
+    command = "--out docs/benchmarks.json" if "CPU" in device else "--device cuda --out docs/benchmarks_h200.json"
+    where = f"Written by `python scripts/bench.py {command}` on: {device}."
     lines = ["# Benchmarks", "", where, "", "| row | what | ratio | target | stretch | met | peer | threads |", "|" + "---|" * 8]
     for row in rows:
         sign, met = "<=" if row.lower else ">=", "yes" if row.met else "no"
@@ -77,16 +82,17 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     known = (*PARTS, *STAGES)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", default=",".join(known), help="rows, separated by commas")
+    parser.add_argument("--only", help="rows, separated by commas; default: all that the device has sizes for")
     parser.add_argument("--size", choices=["tiny", "full"], help="of the step rows; default: full on cuda, tiny on cpu")
     parser.add_argument("--samples", type=int, help="of a micro-batch; default: that of the configuration")
     parser.add_argument("--out", type=Path, help="JSON to write")
     given = parser.parse_args(arguments)
-    if unknown := set(given.only.split(",")) - set(known):
+    chosen = (ON_CUDA if given.device == "cuda" else known) if given.only is None else given.only.split(",")
+    if unknown := set(chosen) - set(known):
         parser.error(f"unknown rows {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     size = given.size or ("full" if given.device == "cuda" else "tiny")
     rows: list[Row] = []
-    for name in given.only.split(","):
+    for name in chosen:
         before = product_seconds(given.device)
         if name in STAGES:
             found = step_rows(name, device=given.device, size=size, samples=given.samples)

@@ -21,7 +21,7 @@ class Sizes:
         tokens, width, hidden: of the rows about one layer (mixtures of experts, cross-entropy).
         vocabulary: of the row about cross-entropy.
         layers, samples, length: of the language model whose training step is compared.
-        prefix_width, prefix_layers: of the language model of the rows about a shared prefix.
+        prefix_width, prefix_layers: of the language model of the rows about a shared prefix; prefix_rows: images of a batch there.
         answers, answer_repeats: samples of the row about answers, and how often it is run.
         images: of the row about masks.
         roof: side of the matrix product that shares are shares of.
@@ -38,6 +38,7 @@ class Sizes:
     length: int
     prefix_width: int
     prefix_layers: int
+    prefix_rows: int
     answers: int
     answer_repeats: int
     images: int
@@ -53,12 +54,14 @@ class Sizes:
 
 CPU = Sizes(
     dtype=torch.float32, tokens=2048, width=512, hidden=1408, vocabulary=32_000, layers=4, samples=2, length=640, prefix_width=256,
-    prefix_layers=4, answers=16, answer_repeats=3, images=16, roof=1024, tolerance=1e-5, mixture_32=Goal(1.5, 1.25), step=Goal(0.55, 0.75),
+    prefix_layers=4, prefix_rows=1, answers=16, answer_repeats=3, images=16, roof=1024, tolerance=1e-5, mixture_32=Goal(1.5, 1.25),
+    step=Goal(0.55, 0.75),
     prefix=Goal(0.85, 0.95), prefix_alone=Goal(0.97, 0.99), batched_answers=Goal(2.5, 4.0), batched_masks=Goal(1.4, 2.0),
 )  # fmt: skip
 CUDA = Sizes(
     dtype=torch.bfloat16, tokens=20_480, width=4096, hidden=11_008, vocabulary=32_000, layers=8, samples=32, length=640, prefix_width=4096,
-    prefix_layers=8, answers=32, answer_repeats=2, images=32, roof=8192, tolerance=2e-2, mixture_32=Goal(1.3, 1.1), step=Goal(0.5, 0.63),
+    prefix_layers=8, prefix_rows=4, answers=32, answer_repeats=2, images=32, roof=8192, tolerance=2e-2, mixture_32=Goal(1.3, 1.1),
+    step=Goal(0.5, 0.63),
     prefix=Goal(0.9, 0.97), prefix_alone=Goal(0.99, 1.0), batched_answers=Goal(15.0, 30.0), batched_masks=Goal(10.0, 25.0),
 )  # fmt: skip
 """Width, layers' sizes and vocabulary of Vicuna 7B, with as many layers as tell (time is linear in them)."""

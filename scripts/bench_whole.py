@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import medplib  # noqa: F401  (before anything that imports torchvision)
@@ -35,58 +36,49 @@ def prefix_rows(device: str) -> list[Row]:
         language = LanguageModel(shapes).to(size.dtype)
     rows = []
     for questions, goal in ((1, size.prefix_alone), (2, size.prefix), (4, size.prefix), (8, size.prefix)):
-        ids = torch.randint(512, (PREFIX + questions * QUESTION,), device=device)
+        ids = torch.randint(512, (size.prefix_rows, PREFIX + questions * QUESTION), device=device)
         packed, apart = _packed(language, ids, questions), _apart(language, ids, questions)
         assert torch.allclose(packed(), apart(), atol=size.tolerance), "the losses per question differ"
         runs = {"apart": lambda apart=apart: apart().sum().backward(), "packed": lambda packed=packed: packed().sum().backward()}
         ratio, details = median_ratio(interleaved(runs, device=device, repeats=3), "apart", "packed")
         limit = questions * (PREFIX + QUESTION) / (PREFIX + questions * QUESTION)
-        name = f"shared prefix, {questions} questions: share of the limit by number of tokens ({limit:.2f})"
-        rows.append(
-            Row(
-                f"d{questions}",
-                name,
-                ratio / limit,
-                "a sequence per question",
-                1.0,
-                goal.target,
-                goal.stretch,
-                False,
-                details,
-            )
-        )
+        name = f"shared prefix, {questions} questions of {size.prefix_rows} images: share of the limit by number of tokens ({limit:.2f})"
+        peer = "a sequence per question"
+        rows.append(Row(f"d{questions}", name, ratio / limit, peer, 1.0, goal.target, goal.stretch, False, details))
     return rows
 
 
-def _packed(language: LanguageModel, ids: torch.Tensor, questions: int):
+def _packed(language: LanguageModel, ids: torch.Tensor, questions: int) -> Callable[[], torch.Tensor]:
+    """Losses (R, Q) of R sequences with a prefix and Q questions each."""
     segments = torch.cat([torch.zeros(PREFIX, dtype=torch.int64), torch.arange(1, questions + 1).repeat_interleave(QUESTION)])
-    segments = segments.to(ids.device)[None]
+    segments = segments.to(ids.device).expand_as(ids)
     behind = torch.arange(QUESTION, device=ids.device).repeat(questions) + PREFIX
-    positions = torch.cat([torch.arange(PREFIX, device=ids.device), behind])[None]
+    positions = torch.cat([torch.arange(PREFIX, device=ids.device), behind]).expand_as(ids)
     mask = prefix_mask(torch.ones_like(segments, dtype=torch.bool), segments)
 
     def run() -> torch.Tensor:
-        hidden = language.hidden(language.embed(ids[None]), mask=mask, positions=positions)[0, PREFIX:].unflatten(0, (questions, QUESTION))
-        return _answer_losses(language, hidden, ids[PREFIX:].view(questions, QUESTION))
+        hidden = language.hidden(language.embed(ids), mask=mask, positions=positions)[:, PREFIX:].unflatten(1, (questions, QUESTION))
+        return _answer_losses(language, hidden.flatten(0, 1), ids[:, PREFIX:].reshape(-1, QUESTION)).view(len(ids), questions)
 
     return run
 
 
-def _apart(language: LanguageModel, ids: torch.Tensor, questions: int):
-    body = ids[PREFIX:].view(questions, QUESTION)
-    whole = torch.cat([ids[:PREFIX].expand(questions, -1), body], dim=1)
+def _apart(language: LanguageModel, ids: torch.Tensor, questions: int) -> Callable[[], torch.Tensor]:
+    """The same losses from R Q sequences of one question each."""
+    body = ids[:, PREFIX:].reshape(-1, QUESTION)
+    whole = torch.cat([ids[:, :PREFIX].repeat_interleave(questions, dim=0), body], dim=1)
     positions = torch.arange(whole.shape[1], device=ids.device).expand_as(whole)
     mask = prefix_mask(torch.ones_like(whole, dtype=torch.bool), torch.zeros_like(whole))
 
     def run() -> torch.Tensor:
         hidden = language.hidden(language.embed(whole), mask=mask, positions=positions)[:, PREFIX:]
-        return _answer_losses(language, hidden, body)
+        return _answer_losses(language, hidden, body).view(len(ids), questions)
 
     return run
 
 
 def _answer_losses(language: LanguageModel, hidden: torch.Tensor, body: torch.Tensor) -> torch.Tensor:
-    """(Q,) mean loss of the last ANSWER tokens of each question."""
+    """(N,) mean loss of the last ANSWER tokens of N questions."""
     logits = language.logits(hidden[:, -ANSWER - 1 : -1])
     return functional.cross_entropy(logits.flatten(0, 1), body[:, -ANSWER:].flatten(), reduction="none").view(len(body), -1).mean(dim=1)
 

@@ -5,6 +5,9 @@ Paper: MedPLIB, arXiv 2412.09278, section 3. The state that predicts `<SEG>` bec
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import nn
 
@@ -17,6 +20,8 @@ from medplib.models.region import RegionEncoder
 from medplib.models.vision import VisionEncoder
 from medplib.tokens import IGNORE_LABEL, IMAGE_PLACEHOLDER, REGION_PLACEHOLDER
 from medplib.types import Batch, GroundingOutput, ModelOutput
+
+T = TypeVar("T")
 
 
 class SegProjector(nn.Module):
@@ -118,6 +123,10 @@ class MedPLIB(nn.Module):
             target_prompts=prompts,
             router=self.language.routing.stats(),
         )
+
+    def within(self, call: Callable[[], T]) -> T:
+        """What `call` returns. Strategies that gather weights around a forward gather them around this too (`training/sharded.py`)."""
+        return call()
 
     def ground(self, batch: Batch, prompts: torch.Tensor) -> GroundingOutput:
         """Masks of N prompts (N, C) in the images that `batch.target_image` names."""

@@ -46,7 +46,7 @@ class AdaptedLinear(PeftLinear):
         """(..., in) -> (..., out); layers are called, not their weights read, so that weights split among ranks are whole when used."""
         base = self.base_layer(x)
         rows = self.lora_A[ADAPTER](self.lora_dropout[ADAPTER](x)).to(base.dtype) * self.scaling[ADAPTER]
-        return self.lora_B[ADAPTER](rows.flatten(0, -2), base.flatten(0, -2)).view_as(base)
+        return self.lora_B[ADAPTER](rows.reshape(-1, rows.shape[-1]), base.reshape(-1, base.shape[-1])).view_as(base)
 
 
 def add_lora(model: MedPLIB, options: LoraOptions) -> None:

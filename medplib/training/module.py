@@ -18,6 +18,7 @@ from medplib.tokens import SEG
 from medplib.training.assemble import assemble
 from medplib.training.feature_cache import keep_features
 from medplib.training.lora import add_lora, merged
+from medplib.training.losses import LossTerms
 from medplib.training.objectives import OBJECTIVES, name_masks
 from medplib.training.optim import build_optimizer, rate_factor
 from medplib.training.previews import mask_previews
@@ -111,8 +112,7 @@ class StageModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor | None:
         """One step; every term is logged by name."""
-        terms = self.objective(self.model, batch, self.stage.losses)
-        total = terms.total(self.stage.losses)
+        terms, total = self.model.within(lambda: self._terms(batch))
         together = world_size() > 1
         shown = {f"train/{name}": value.detach() for name, value in terms.items()}
         self.log_dict(shown, batch_size=len(batch.input_ids), sync_dist=together)
@@ -121,8 +121,15 @@ class StageModule(L.LightningModule):
             self.log(f"lr/{group['name']}", group["lr"])
         return total
 
+    def _terms(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:
+        terms = self.objective(self.model, batch, self.stage.losses)
+        return terms, terms.total(self.stage.losses)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss terms, and for conversations the rates at which `<SEG>` is predicted and how the router shares its tokens."""
+        self.model.within(lambda: self._validate(batch))
+
+    def _validate(self, batch: Batch) -> None:
         terms = self.objective(self.model, batch, self.stage.losses)
         self.scores.add_terms(terms, batch)
         if self.stage.objective in ("dense", "promptable"):

@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import nn
 
 from medplib.errors import InputError
+from medplib.training.sharded import ShardedStrategy, gathered, split_like
 from medplib.training.strategy import ZeroStrategy
 from medplib.training.zero import take_shares, whole_shares
 
@@ -26,7 +27,7 @@ def whole_states(strategy: Strategy, model: nn.Module, optimizer: torch.optim.Op
         optimizer: of the run.
 
     Returns:
-        Name in a point -> tensor of its parameter's shape, or () for counts; empty on ranks other than 0 under ZeRO.
+        Name in a point -> tensor of its parameter's shape, or () for counts; empty on ranks other than 0 where ranks hold pieces.
     """
     if isinstance(strategy, ZeroStrategy):
         states = whole_shares(strategy, _trained(model))
@@ -35,6 +36,9 @@ def whole_states(strategy: Strategy, model: nn.Module, optimizer: torch.optim.Op
     else:
         weights = _trained(model) | _buffers(model)
         moments = {name: optimizer.state[p] for name, p in _trained(model).items() if p in optimizer.state}
+    if isinstance(strategy, ShardedStrategy):
+        keep = strategy.is_global_zero
+        weights, moments = gathered(weights, keep=keep), {name: gathered(state, keep=keep) for name, state in moments.items()}
     tensors = {f"{WEIGHTS}{name}": tensor for name, tensor in weights.items()}
     return tensors | {f"{OPTIMIZER}{key}.{name}": value for name, state in moments.items() for key, value in state.items()}
 
@@ -71,14 +75,16 @@ def take_states(strategy: Strategy, model: nn.Module, optimizer: torch.optim.Opt
             take_shares(strategy, trained, weights, moments)
             return
         for name, parameter in trained.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(split_like(weights[name], parameter))
             if moments[name]:  # none where no step has met the parameter yet
                 optimizer.state[parameter] = {key: _beside(parameter, key, value) for key, value in moments[name].items()}
 
 
 def _beside(parameter: nn.Parameter, key: str, value: torch.Tensor) -> torch.Tensor:
-    """A copy on the parameter's device and in its type; counts stay float32."""
-    return value.to(device=parameter.device, dtype=torch.float32 if key == "step" else parameter.dtype, copy=True)
+    """A copy on the parameter's device, in its type and split as it is; counts stay float32."""
+    if key == "step":
+        return value.to(device=parameter.device, dtype=torch.float32, copy=True)
+    return split_like(value.to(device=parameter.device, dtype=parameter.dtype, copy=True), parameter)
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

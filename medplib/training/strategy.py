@@ -15,6 +15,7 @@ from torch import nn
 from typing_extensions import override
 
 from medplib.errors import InputError
+from medplib.training.sharded import ShardedStrategy, gathered
 
 
 class _WholeBatches(DeepSpeedPrecision):
@@ -111,6 +112,8 @@ class WholeWeights(Callback):
         """Collect; all ranks take part."""
         if isinstance(trainer.strategy, ZeroStrategy):
             self.weights = _collect(trainer.strategy, module.model)
+        elif isinstance(trainer.strategy, ShardedStrategy):
+            self.weights = gathered(module.model.state_dict(), keep=trainer.is_global_zero)
 
 
 def _collect(strategy: ZeroStrategy, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -135,8 +138,8 @@ def _collect(strategy: ZeroStrategy, model: nn.Module) -> dict[str, torch.Tensor
 
 def check_strategy(strategy: Strategy) -> None:
     """Only strategies whose weights can be written; else InputError."""
-    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ZeroStrategy)):
-        known = "auto, ddp or ZeroStrategy (configs/parts/strategy_*.yaml)"
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ZeroStrategy, ShardedStrategy)):
+        known = "auto, ddp, ZeroStrategy or ShardedStrategy (configs/parts/strategy_*.yaml)"
         raise InputError(where="trainer.strategy", expected=known, found=type(strategy).__name__)
 
 

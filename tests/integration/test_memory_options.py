@@ -25,12 +25,31 @@ def fit(trained: Trained, stage: str, out: Path, *more: str) -> dict[str, torch.
     return load_checkpoint(out).tensors()
 
 
-@pytest.mark.parametrize("stage", ["grounding_expert", "moe"])
-def test_recomputed_layers_change_nothing(trained: Trained, tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize(("stage", "layers"), [("grounding_expert", "true"), ("moe", "true"), ("moe", "1")])
+def test_recomputed_layers_change_nothing(trained: Trained, tmp_path: Path, stage: str, layers: str) -> None:
     before = load_checkpoint(trained.folder(stage)).tensors()
-    after = fit(trained, stage, tmp_path / "out", "--model.stage.checkpointing", "true")
+    after = fit(trained, stage, tmp_path / "out", "--model.stage.checkpointing", layers)
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(("layers", "recomputed"), [(True, [True, True]), (1, [True, False]), (2, [True, True])])
+def test_so_many_layers_are_recomputed(trained: Trained, layers: bool | int, recomputed: list[bool]) -> None:
+    module = StageModule(from_dict(StageConfig, _stage(trained, "align") | {"checkpointing": layers}, where="align"))
+    assert [layer.gradient_checkpointing for layer in module.model.language.decoder.layers] == recomputed
+
+
+@pytest.mark.parametrize(("layers", "expected"), [("3", "at most the 2 layers"), ("-1", "a number of layers")])
+def test_numbers_of_layers_that_cannot_be(trained: Trained, tmp_path: Path, layers: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        fit(trained, "moe", tmp_path / "out", "--model.stage.checkpointing", layers)
+    assert not (tmp_path / "out").exists()
+
+
+def test_norms_and_mlps_of_every_expert_are_compiled(trained: Trained) -> None:
+    module = StageModule(from_dict(StageConfig, _stage(trained, "vl_expert") | {"compile": True}, where="vl_expert"))
+    compiled = {type(part).__name__ for part in module.model.language.modules() if part._compiled_call_impl is not None}
+    assert compiled == {"LlamaRMSNorm", "LlamaMLP"}
 
 
 def test_frozen_weights_in_half_the_bytes(trained: Trained, tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ def alone(trained: Trained, tmp_path_factory) -> tuple[list[float], dict[str, to
     return losses, load_checkpoint(out / "weights").tensors()
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero1", "zero2", "zero3"])
 def test_two_ranks_are_one(trained: Trained, alone, tmp_path: Path, strategy: str) -> None:
-    if strategy != "ddp":
+    if strategy.startswith("zero"):
         pytest.importorskip("deepspeed")
     more = ["--config", str(PARTS / f"strategy_{strategy}.yaml"), "--trainer.precision", "32-true"]
     losses = run(trained, tmp_path, *more, "--trainer.devices", "2", "--data.batch_size", "2")
@@ -53,8 +53,42 @@ def test_two_ranks_are_one(trained: Trained, alone, tmp_path: Path, strategy: st
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
 
 
-def test_matrices_cut_in_pieces_have_no_muon(trained: Trained, tmp_path: Path) -> None:
-    pytest.importorskip("deepspeed")
-    with pytest.raises(AssertionError, match="muon"):
-        run(trained, tmp_path, "--config", str(PARTS / "strategy_zero2.yaml"), "--trainer.precision", "32-true", "--trainer.devices", "1",
-            "--model.stage.optim.muon", "[lora]")  # fmt: skip
+@pytest.mark.parametrize(
+    ("strategy", "option", "value", "said"),
+    [
+        ("zero2", "optim.muon", "[lora]", "muon"),
+        ("fsdp", "optim.muon", "[lora]", "muon"),
+        ("fsdp", "frozen_dtype", "bfloat16", "frozen_dtype float32"),
+        ("fsdp", "compile", "true", "compile false"),
+    ],
+)
+def test_what_pieces_do_not_allow_is_refused(trained: Trained, tmp_path: Path, strategy: str, option: str, value: str, said: str) -> None:
+    if strategy.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    more = ("--trainer.precision", "32-true", "--trainer.devices", "1", f"--model.stage.{option}", value)
+    with pytest.raises(AssertionError, match=said):
+        run(trained, tmp_path, "--config", str(PARTS / f"strategy_{strategy}.yaml"), *more)
+
+
+def test_weights_lie_in_pieces(trained: Trained, tmp_path: Path) -> None:
+    """Under FSDP every rank holds a part of every weight of a layer, and of nothing the whole."""
+    script = tmp_path / "look.py"
+    script.write_text(
+        "import sys, medplib.fit\n"
+        "from torch.distributed.tensor import DTensor\n"
+        "from medplib.training.sharded import ShardedStrategy\n"
+        "split = ShardedStrategy._split\n"
+        "def look(self, model):\n"
+        "    split(self, model)\n"
+        "    whole = sum(p.numel() for p in model.parameters())\n"
+        "    mine = sum(p.to_local().numel() for p in model.parameters() if isinstance(p, DTensor))\n"
+        "    sys.exit(f'pieces {mine / whole:.2f}')\n"
+        "ShardedStrategy._split = look\n"
+        "medplib.fit.main(sys.argv[1:])\n"
+    )
+    command = [sys.executable, str(script), "--config", str(trained.configs / "moe.yaml"), "--config", str(PARTS / "strategy_fsdp.yaml")]
+    command += ["--trainer.devices", "2", "--model.stage.output", str(tmp_path / "weights")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    share = float(done.stderr.rpartition("pieces ")[2].split()[0])
+    assert 0.45 < share < 0.56

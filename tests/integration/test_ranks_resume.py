@@ -53,7 +53,7 @@ def alone(trained: Trained, tmp_path_factory) -> tuple[list[float], dict[str, to
     return losses(out), point(out)
 
 
-CHAINS = [["ddp", "one", "ddp"], ["zero3", "one", "zero1"]]
+CHAINS = [["ddp", "one", "fsdp"], ["fsdp", "one", "ddp"], ["zero3", "one", "zero1"]]
 if os.environ.get("MEDPLIB_RANKS") == "all":  # each takes a minute and starts five processes
     CHAINS += [["zero1"] * 3, ["zero2"] * 3, ["zero3"] * 3]
 
@@ -61,7 +61,7 @@ if os.environ.get("MEDPLIB_RANKS") == "all":  # each takes a minute and starts f
 @pytest.mark.parametrize("strategies", CHAINS)
 def test_two_ranks_one_two(trained: Trained, alone, tmp_path: Path, strategies: list[str]) -> None:
     """Two ranks, stopped at the end of an epoch; one, stopped inside the next; two. Every leg finds the bits that the one before left."""
-    if set(strategies) - {"ddp", "one"}:
+    if any(strategy.startswith("zero") for strategy in strategies):
         pytest.importorskip("deepspeed")
     for strategy, ranks, stop in zip(strategies, (TWO_RANKS, FOUR, TWO_RANKS), (3, 5, 7), strict=True):
         more = ("--trainer.devices", "1") if ranks is FOUR else ()
