@@ -142,7 +142,7 @@ def _up_to_date(config, fingerprint: str) -> bool:
 def main(arguments: list[str] | None = None) -> None:
     """Parse, train, write the checkpoint folder of the stage."""
     from medplib.training.resume import ResumeOptions, ResumePoints, points_folder
-    from medplib.training.strategy import WholeWeights, check_strategy
+    from medplib.training.strategy import SameGradients, WholeWeights, check_strategy
 
     _quieten()
     cli = _cli(arguments)
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     resume, trainer = ResumeOptions(**cli.config.resume.as_dict()), cli.trainer
     check_strategy(trainer.strategy)
     points, whole = points_folder(module.stage.output), WholeWeights()
-    trainer.callbacks.append(whole)
+    trainer.callbacks += [whole, SameGradients()]
     fingerprint = _run_fingerprint(_fingerprint(cli.config, without=("batch_size",)), module.parents, data.counts)
     trainer.callbacks.append(ResumePoints(points, resume, fingerprint=fingerprint, samples=data.batch_size * trainer.world_size))
     trainer.fit(module, datamodule=data)

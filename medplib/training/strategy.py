@@ -116,6 +116,41 @@ class WholeWeights(Callback):
             self.weights = gathered(module.model.state_dict(), keep=trainer.is_global_zero)
 
 
+class SameGradients(Callback):
+    """Under ZeRO, refuses a step in which other parameters have gradients than in the first.
+
+    Optimisers leave a parameter alone that has none. ZeRO cannot: stages 1 and 2 take zero for its gradient, so that it goes on by its
+    momentum, and stage 3 takes the gradient of the step before once more (deepspeed 0.19). One that never has any stays where it is.
+    """
+
+    def __init__(self) -> None:
+        self.first: set[str] | None = None
+        self.seen: set[str] = set()
+        self.step = 0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Listen to every trained parameter."""
+        self.step = trainer.global_step
+        if isinstance(trainer.strategy, ZeroStrategy):
+            for name, parameter in module.model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(lambda _, name=name: self.seen.add(name))
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look whenever a step has ended."""
+        if not isinstance(trainer.strategy, ZeroStrategy) or trainer.global_step == self.step:
+            return
+        self.first = self.first or self.seen
+        if odd := sorted(self.first ^ self.seen):
+            raise InputError(
+                where=f"stage '{module.stage.name}', step {trainer.global_step}",
+                expected="gradients for the same parameters in every step, which ZeRO needs",
+                found=f"{len(odd)} with one in some steps only, such as {odd[0]}",
+                remedy="set losses.mask_share to 1 where it is less, or use DDP or FSDP2",
+            )
+        self.step, self.seen = trainer.global_step, set()
+
+
 def _collect(strategy: ZeroStrategy, model: nn.Module) -> dict[str, torch.Tensor]:
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param

@@ -70,6 +70,15 @@ def test_what_pieces_do_not_allow_is_refused(trained: Trained, tmp_path: Path, s
         run(trained, tmp_path, "--config", str(PARTS / f"strategy_{strategy}.yaml"), *more)
 
 
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_steps_without_some_gradients_are_refused_under_zero(trained: Trained, tmp_path: Path, strategy: str) -> None:
+    """Masks in half of the steps: ZeRO would move the mask decoder by old gradients in the others."""
+    pytest.importorskip("deepspeed")
+    more = ("--trainer.precision", "32-true", "--trainer.devices", "1", "--model.stage.losses.mask_share", "0.5")
+    with pytest.raises(AssertionError, match="the same parameters in every step"):
+        run(trained, tmp_path, "--config", str(PARTS / f"strategy_{strategy}.yaml"), *more)
+
+
 def test_weights_lie_in_pieces(trained: Trained, tmp_path: Path) -> None:
     """Under FSDP every rank holds a part of every weight of a layer, and of nothing the whole."""
     script = tmp_path / "look.py"
