@@ -76,17 +76,18 @@ class PresenceGate:
         probability = self._probability(lm_logit, presence_logit, judged)
         if step == 0:
             self.lm_logit, self.presence_logit = lm_logit.tolist(), presence_logit
-        chosen = self._unrepeated(logprobs).argmax(dim=-1)
-        for row in asked.nonzero().squeeze(1).tolist():
-            if probability[row] is not None:
+        chosen = self._unrepeated(logprobs).argmax(dim=-1).tolist()  # from here on the CPU: an accelerator is waited for at every question
+        refusal, hesitates = logprobs[:, refusals].argmax(dim=-1).tolist(), asked.tolist()
+        for row, speaks in enumerate(live.tolist()):
+            if hesitates[row] and probability[row] is not None:
                 self.decisions[row].append(probability[row])
                 present = probability[row] >= self.predictor.calibration.threshold
-                chosen[row] = seg_id if present else refusals[int(logprobs[row, refusals].argmax())]
-        for row in (live & (chosen == seg_id)).nonzero().squeeze(1).tolist():
-            self.said[row].append(probability[row])
-        for row in live.nonzero().squeeze(1).tolist():
-            self.listed[row].note(int(chosen[row]), decided=bool(asked[row]))
-        return chosen
+                chosen[row] = seg_id if present else refusals[refusal[row]]
+            if speaks and chosen[row] == seg_id:
+                self.said[row].append(probability[row])
+            if speaks:
+                self.listed[row].note(chosen[row], decided=hesitates[row])
+        return torch.tensor(chosen, device=logprobs.device)
 
     def _unrepeated(self, logprobs: torch.Tensor) -> torch.Tensor:
         """The log-probabilities (B, V) without the tokens that would repeat a name; with legacy all of them, as published."""

@@ -76,12 +76,13 @@ def generate(
     for step in range(max_new_tokens):
         following = logprobs.argmax(dim=-1) if decide is None else decide(step, state, logprobs, ~done)
         done = done | (following == eos_id)
-        for row in (~done).nonzero().squeeze(1).tolist():
-            token = int(following[row])
-            ids[row].append(token)
-            if token == seg_id:
-                segs.append((row, state[row]))
-        if bool(done.all()) or step == max_new_tokens - 1:
+        silent = done.tolist()
+        for row, token in enumerate(following.tolist()):  # all at once, because an accelerator is waited for at every question
+            if not silent[row]:
+                ids[row].append(token)
+                if token == seg_id:
+                    segs.append((row, state[row]))
+        if all(silent) or step == max_new_tokens - 1:
             break
         seen = torch.cat([seen, ~done[:, None]], dim=1)
         positions = positions + 1
