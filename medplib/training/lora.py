@@ -44,9 +44,10 @@ class AdaptedLinear(PeftLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out); layers are called, not their weights read, so that weights split among ranks are whole when used."""
-        base = self.base_layer(x)
-        rows = self.lora_A[ADAPTER](self.lora_dropout[ADAPTER](x)).to(base.dtype) * self.scaling[ADAPTER]
-        return self.lora_B[ADAPTER](rows.reshape(-1, rows.shape[-1]), base.reshape(-1, base.shape[-1])).view_as(base)
+        x_TI = x.reshape(-1, x.shape[-1])
+        base_TO = self.base_layer(x_TI)  # of two dimensions from the start: to change a view in place, autograd would copy all of it
+        rows_Tr = self.lora_A[ADAPTER](self.lora_dropout[ADAPTER](x_TI)).to(base_TO.dtype) * self.scaling[ADAPTER]
+        return self.lora_B[ADAPTER](rows_Tr, base_TO).view(*x.shape[:-1], base_TO.shape[-1])
 
 
 def add_lora(model: MedPLIB, options: LoraOptions) -> None:
