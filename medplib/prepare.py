@@ -11,7 +11,7 @@ from medplib.errors import InputError, command_line, run_command
 
 
 def phantom(
-    out: Path, seed: int = 0, train: int = 2000, val: int = 150, test: int = 250, zero_shot: int = 200, volumes: int = 4, workers: int = 2
+    out: Path, seed: int = 0, train: int = 2000, val: int = 300, test: int = 250, zero_shot: int = 200, volumes: int = 4, workers: int = 2
 ) -> None:
     """Write the built-in procedural data set.
 

@@ -10,6 +10,7 @@ f: answers with masks, a batch beside one sample at a time.
 g: answers with masks, states kept while decoding beside a second forward.
 h: samples read, encoded and collated beside decoding their files.
 i: overlap and surface Dice of masks beside loops over tensors and MONAI.
+l: slices of a volume, in batches beside one at a time.
 m: two ranks that exchange gradients beside two processes apart.
 n: the grounder on a batch beside one image and one prompt at a time.
 j: how long commands take to start; k: bytes of a resume point.
@@ -38,6 +39,7 @@ from bench_parts import Row, label_rows, moe_rows, product_seconds
 from bench_ranks import rank_rows
 from bench_stages import STAGES, answers, masks, second_pass, step_rows
 from bench_step import peer_step_rows
+from bench_volume import volume_rows
 from bench_whole import prefix_rows, size_rows, start_rows
 
 import medplib  # noqa: F401  (before anything that imports torchvision)
@@ -55,6 +57,7 @@ PARTS = {
     "i": metric_rows,
     "j": start_rows,
     "k": size_rows,
+    "l": volume_rows,
     "m": rank_rows,
     "n": masks,
 }

@@ -13,6 +13,7 @@ from scripts.bench_parts import Row
 from scripts.bench_ranks import rank_rows
 from scripts.bench_stages import asked_model
 from scripts.bench_step import peer_step_rows
+from scripts.bench_volume import volume_rows
 
 
 def test_steps_run_beside_their_plans(tmp_path):
@@ -75,3 +76,7 @@ def test_rows_that_were_not_run_stay_in_the_file(tmp_path):
     stored = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert [(r["id"], r["ratio"]) for r in stored] == [("a8", 3.0), ("a32", 1.0), ("h", 4.0)]
     assert "| a32 |" in (tmp_path / "b.md").read_text()
+
+
+def test_slices_in_batches_say_the_same():
+    assert [row.id for row in volume_rows("cpu", slices=5, repeats=1)] == ["l"]

@@ -26,7 +26,7 @@ class PhantomConfig:
 
     seed: int = 0
     train: int = 2000
-    val: int = 150
+    val: int = 300
     test: int = 250
     zero_shot: int = 200
     volumes: int = 4
