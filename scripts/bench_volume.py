@@ -1,4 +1,4 @@
-"""Row of scripts/bench.py about volumes: slices asked in batches beside one at a time, through the same call as `python -m medplib.predict`."""
+"""Row of scripts/bench.py about volumes: slices asked in batches beside one at a time, by the call behind `python -m medplib.predict`."""
 
 import tempfile
 from dataclasses import asdict
