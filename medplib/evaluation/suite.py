@@ -92,7 +92,7 @@ class Suite:
         self.figures: list[NamedFigure] = []
         self.answered: dict[str, Results] = {}
         """What the checkpoint as it is has answered already, by name of the set."""
-        self.placed = {"device": device, "dtype": dtype}
+        self.device, self.dtype = device, dtype
         self.predictor = Predictor(self.checkpoint, calibrated=not config.calibrate, device=device, dtype=dtype)
         if config.calibrate:
             rule = self._calibration(self.predictor, "calibration")
@@ -202,7 +202,11 @@ class Suite:
             for name in self.predictor.model.language.expert_names
         ]
         parents = {"grounding_parent": c.grounding_parent, "vl_parent": c.vl_parent}
-        others += [rival(name, Predictor(folder, calibrated=False, **self.placed)) for name, folder in parents.items() if folder]
+        others += [
+            rival(name, Predictor(folder, calibrated=False, device=self.device, dtype=self.dtype))
+            for name, folder in parents.items()
+            if folder
+        ]
         self.figures += compare(router, others, self.bootstrap)
 
 
