@@ -10,6 +10,7 @@ from bench_parts import Row, halves, interleaved, median_ratio
 from bench_sizes import sizes
 
 from medplib.inference.generate import Generated, generate
+from medplib.inference.steps import steps_for
 from medplib.models.grounding import PixelGrounder
 from medplib.models.medplib import MedPLIB
 from medplib.types import Batch
@@ -22,6 +23,7 @@ SEG_ID, SEG_STEP, WORDS, PROMPTS = 5, 2, 8, 2
 def second_pass_rows(model: MedPLIB, batch: Batch, device: str, *, repeats: int = 5) -> list[Row]:
     """Answers with masks: states kept while decoding, beside the same answers given to the model once more to read the states off."""
     model.eval()
+    steps = steps_for(model.language, torch.device(device))
 
     def say_seg(step: int, states: torch.Tensor, logprobs: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
         return (
@@ -29,7 +31,7 @@ def second_pass_rows(model: MedPLIB, batch: Batch, device: str, *, repeats: int 
         )
 
     def said() -> Generated:
-        return generate(model, batch, eos_id=-1, seg_id=SEG_ID, max_new_tokens=WORDS, decide=say_seg)
+        return generate(model, batch, eos_id=-1, seg_id=SEG_ID, max_new_tokens=WORDS, decide=say_seg, steps=steps)
 
     def masks(states: torch.Tensor) -> torch.Tensor:
         features = model.grounder.encode(batch.sam_pixels, batch.letterboxes)

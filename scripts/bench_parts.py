@@ -16,6 +16,7 @@ from transformers import LlamaConfig, MixtralConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
+from medplib.models.language import states_before
 from medplib.models.moe import MoEConfig, MoEMLP, Routing
 
 REPEATS = 5
@@ -195,8 +196,8 @@ def label_rows(device: str) -> list[Row]:
         return functional.cross_entropy(head(states).float(), labels, ignore_index=-100)
 
     def labelled() -> torch.Tensor:
-        kept = labels != -100
-        return functional.cross_entropy(head(states[kept]).float(), labels[kept])
+        kept = (labels != -100)[:-1]
+        return functional.cross_entropy(head(states_before(states[None], kept[None])).float(), labels[:-1][kept])
 
     assert torch.allclose(all_rows(), labelled(), atol=size.tolerance), "the two losses differ"
     seconds = interleaved({"all": lambda: all_rows().backward(), "labelled": lambda: labelled().backward()}, device=device, repeats=3)

@@ -15,6 +15,7 @@ from bench_sizes import sizes
 from torch.nn import functional
 
 from medplib.inference.generate import generate
+from medplib.inference.steps import Steps, steps_for
 from medplib.models.language import LanguageConfig, LanguageModel, prefix_mask
 from medplib.models.medplib import MedPLIB
 from medplib.plan import make_plan
@@ -92,27 +93,33 @@ def answer_rows(model: MedPLIB, batch: Batch, device: str) -> list[Row]:
         return torch.full((len(logprobs),), 5, device=logprobs.device) if step == 2 else logprobs.argmax(dim=-1)
 
     @torch.no_grad()
-    def answer(part: Batch) -> tuple[list[list[int]], torch.Tensor]:
+    def answer(part: Batch, steps: Steps | None = None) -> tuple[list[list[int]], torch.Tensor]:
         with halves(device):
             features = model.grounder.encode(part.sam_pixels, part.letterboxes)
-            said = generate(model, part, **limits, decide=say_seg)
+            said = generate(model, part, **limits, decide=say_seg, steps=steps)
             masks = model.grounder.decode(features, said.seg_row, model.seg_projector(said.seg_states))
             return said.ids, masks.mask_logits > 0
 
     singles = [_sample(batch, index) for index in range(len(batch.input_ids))]
+    fast = steps_for(model.language, torch.device(device))
 
-    def one_by_one() -> tuple[list[list[int]], torch.Tensor]:
-        answers = [answer(single) for single in singles]
+    def one_by_one(steps: Steps | None = None) -> tuple[list[list[int]], torch.Tensor]:
+        answers = [answer(single, steps) for single in singles]
         return [ids for found, _ in answers for ids in found], torch.cat([masks for _, masks in answers])
 
     size = sizes(device)
-    (words, masks), (words_alone, masks_alone) = answer(batch), one_by_one()
+    (words, masks), (words_alone, masks_alone) = answer(batch, fast), one_by_one()
     same = sum(a == b for a, b in zip(words, words_alone, strict=True)) / len(words)
     pixels = float((masks == masks_alone).float().mean())
     if size.dtype == torch.float32:  # in bfloat16 rounding depends on the shape of a product, and words of random weights are close calls
         assert min(same, pixels) > 0.9999, f"{same:.3f} of the answers and {pixels:.5f} of the pixels are equal"
-    seconds = interleaved({"one_by_one": one_by_one, "batch": lambda: answer(batch)}, device=device, repeats=size.answer_repeats)
+    runs = {"one_by_one": one_by_one, "batch": lambda: answer(batch, fast)}
+    if device == "cuda":  # what capturing steps is worth
+        alone = steps_for(model.language, torch.device(device))
+        runs |= {"growing": lambda: answer(batch), "one_by_one_captured": lambda: one_by_one(alone)}
+    seconds = interleaved(runs, device=device, repeats=size.answer_repeats)
     ratio, details = median_ratio(seconds, "one_by_one", "batch")
+    details |= {f"{name}_seconds": min(seconds[name]) for name in runs}
     details |= {"equal_answers": same, "equal_pixels": pixels, "samples_per_second": len(singles) / details["batch_seconds"]}
     name, goal = f"grounding answers: one sample at a time over a batch of {len(singles)}", size.batched_answers
     return [Row("f", name, ratio, "a loop over samples", float("nan"), goal.target, goal.stretch, False, details)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from medplib.inference.prefill import prefill
+from medplib.inference.steps import GrowingSteps, Steps
 from medplib.models.medplib import MedPLIB
 from medplib.types import Batch
 
@@ -48,6 +49,7 @@ def generate(
     decide: Decide | None = None,
     features: torch.Tensor | None = None,
     leader: torch.Tensor | None = None,
+    steps: Steps | None = None,
 ) -> Generated:
     """Greedy answers to a left-padded, open-ended batch.
 
@@ -60,15 +62,17 @@ def generate(
         decide: chooses every token; None takes the most likely.
         features: of the vision encoder for the images of the batch, where they are known already.
         leader: (B,) row with the same images in front, so that the shared prefix is run once (see `prefill`); None = each runs its own.
+        steps: how words are decoded behind the prompt (see `steps_for`); None = over a cache that grows.
     """
     device = batch.input_ids.device
     features = model.vision(batch.vision_pixels, batch.letterboxes) if features is None else features
     shown = model.shown(batch, features)
     recent = batch.input_ids[:, -model.words.longest :] if model.words is not None else batch.input_ids[:, -1:]
     read = prefill(model.language, batch, model.embed(batch, features), leader)
+    advance = (steps or GrowingSteps()).begin(model.language, read, max_new_tokens)
     state = first_state = read.state
     logprobs = first_logprobs = model.language.logits(state).log_softmax(dim=-1)
-    seen, positions = read.seen, batch.positions[:, -1:]
+    positions = batch.positions[:, -1:]
     rows = len(state)
     ids: list[list[int]] = [[] for _ in range(rows)]
     done = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -84,16 +88,9 @@ def generate(
                     segs.append((row, state[row]))
         if all(silent) or step == max_new_tokens - 1:
             break
-        seen = torch.cat([seen, ~done[:, None]], dim=1)
         positions = positions + 1
-        visible = seen[:, None, None, :].clone()
-        visible[..., -1] = True  # a finished row still needs one key
         recent = torch.cat([recent[:, 1:], following[:, None]], dim=1)  # a name may span several tokens
-        hidden = model.language.hidden(
-            model.embed_text(recent, shown)[:, -1:], mask=visible, positions=positions, token_mask=(~done)[:, None], cache=read.cache
-        )
-        state = hidden[:, -1]
-        logprobs = model.language.logits(state).log_softmax(dim=-1)
+        state, logprobs = advance(model.embed_text(recent, shown)[:, -1:], positions, ~done)
     order = sorted(range(len(segs)), key=lambda i: segs[i][0])  # stable: by row, then by time
     return Generated(
         ids=ids,

@@ -20,6 +20,7 @@ from medplib.data.sources.questions import names_in_question
 from medplib.inference.calibration import PresenceCalibration
 from medplib.inference.gate import PresenceGate
 from medplib.inference.generate import Generated, generate
+from medplib.inference.steps import steps_for
 from medplib.lineage import load_checkpoint
 from medplib.models.build import input_spec
 from medplib.models.features import ImageFeatures
@@ -104,6 +105,7 @@ class Predictor:
         self.model, self.tokenizer, self.config = load_model(self.checkpoint, dtype=self.dtype)
         self.model.to(device)
         self.device, self.expert, self.max_new_tokens = device, expert, max_new_tokens
+        self.steps = steps_for(self.model.language, torch.device(device))
         self.seg_id, self.eos_id = self.tokenizer.convert_tokens_to_ids(SEG), self.tokenizer.eos_token_id
         starts = [self.tokenizer(words, add_special_tokens=False)["input_ids"][0] for words in REFUSAL_STARTS]
         self.refusal_ids = sorted(set(starts))
@@ -154,7 +156,7 @@ class Predictor:
             image_of_row = self._image_of_row(batch)
             gate = PresenceGate(self, features, image_of_row, scored=scored)
             limits = {"eos_id": self.eos_id, "seg_id": self.seg_id, "max_new_tokens": self.max_new_tokens}
-            out = generate(self.model, batch, **limits, decide=gate.decide, features=shown, leader=leader)
+            out = generate(self.model, batch, **limits, decide=gate.decide, features=shown, leader=leader, steps=self.steps)
             return self._assemble(batch, out, gate, features, image_of_row, with_fallback=with_fallback)
 
     def _encode(self, batch: Batch) -> tuple[torch.Tensor, ImageFeatures | None, torch.Tensor]:

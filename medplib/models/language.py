@@ -15,6 +15,9 @@ from medplib.models.pretrained import load_pretrained
 TOKEN_TABLES = ("language.model.model.embed_tokens.weight", "language.model.lm_head.weight")
 """Names of embedding and head among the weights of a model."""
 
+_COMPILED = ("RMSNorm", "Attention", "MLP")
+"""Ends of the names of classes that `LanguageModel.compile_layers` compiles."""
+
 _WORD_SCALE = 0.3
 """Deviation of fresh word embeddings: of the size of what a layer adds to them."""
 
@@ -116,10 +119,17 @@ class LanguageModel(nn.Module):
             layer.gradient_checkpointing = False
 
     def compile_layers(self) -> None:
-        """Compile what is many small kernels inside the layers (norms, MLPs); the first step takes half a minute longer."""
-        for module in self.decoder.modules():
-            if type(module).__name__.endswith(("RMSNorm", "MLP")) and not isinstance(module, MoEMLP):
-                module.compile(dynamic=True)
+        """Compile what is many small kernels inside the layers (norms, attention, MLPs); the first step takes up to a minute longer.
+
+        Raises:
+            InputError: the decoder has none of them under the names that they have in transformers.
+        """
+        parts = [m for m in self.decoder.modules() if type(m).__name__.endswith(_COMPILED) and not isinstance(m, MoEMLP)]
+        if not parts:
+            found = ", ".join(sorted({type(m).__name__ for m in self.decoder.layers[0].modules()}))
+            raise InputError(where="stage.compile", expected=f"layers whose parts are called *{', *'.join(_COMPILED)}", found=found)
+        for part in parts:
+            part.compile(dynamic=True)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (..., L) -> (..., L, D); negative placeholders give row 0, to be overwritten."""
@@ -197,3 +207,12 @@ def prefix_mask(attention_mask: torch.Tensor, segments: torch.Tensor) -> torch.T
     same = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == 0)
     visible = causal & same & attention_mask[:, None, :]
     return (visible | torch.eye(length, dtype=torch.bool, device=segments.device)).unsqueeze(1)
+
+
+def states_before(states_BLD: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """States (N, D) that predict the N chosen tokens, given as (B, L - 1) bool of all tokens but the first.
+
+    Their gradient is added where it belongs; that of a boolean index would be sorted first.
+    """
+    row, column = chosen.nonzero(as_tuple=True)
+    return states_BLD.flatten(0, 1).index_select(0, row * states_BLD.shape[1] + column)

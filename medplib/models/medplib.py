@@ -14,7 +14,7 @@ from torch import nn
 from medplib.models.contrast import ContrastHead
 from medplib.models.evidence import GroundedWords
 from medplib.models.grounding import NamePromptEncoder, PixelGrounder
-from medplib.models.language import LanguageModel, prefix_mask
+from medplib.models.language import LanguageModel, prefix_mask, states_before
 from medplib.models.projector import Projector
 from medplib.models.region import RegionEncoder
 from medplib.models.vision import VisionEncoder
@@ -117,7 +117,7 @@ class MedPLIB(nn.Module):
             if with_masks:
                 grounding = self.ground(batch, prompts)
         return ModelOutput(
-            label_logits=self.language.logits(hidden[:, :-1][target]),
+            label_logits=self.language.logits(states_before(hidden, target)),
             label_ids=batch.labels[:, 1:][target],
             grounding=grounding,
             target_prompts=prompts,

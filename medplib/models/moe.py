@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from medplib.errors import InputError
-from medplib.models.precision import full_precision
+from medplib.models.router import Router
 from medplib.types import RouterStats
 
 
@@ -55,6 +55,7 @@ class Routing:
 
     real: torch.Tensor | None = None  # (T,) int64 index of the real tokens among the B L of the forward; None when all are real
     forced: int | None = None
+    fixed_shapes: bool = False  # no shape may depend on what is chosen: every expert runs on every row (for few rows, without gradients)
     probs: list[torch.Tensor] = field(default_factory=list)
     chosen: list[torch.Tensor] = field(default_factory=list)
     squared_sums: list[torch.Tensor] = field(default_factory=list)
@@ -73,19 +74,6 @@ class Routing:
         return RouterStats(torch.stack(self.probs), torch.stack(self.chosen), torch.stack(self.squared_sums))
 
 
-class Router(nn.Linear):
-    """Rows (T, D) -> logits of experts (T, E), in float32 whatever the type of rows, weights and autocast."""
-
-    def __init__(self, width: int, experts: int) -> None:
-        super().__init__(width, experts, bias=False, dtype=torch.float32)
-        nn.init.normal_(self.weight, std=0.02)
-
-    def forward(self, rows_TD: torch.Tensor) -> torch.Tensor:
-        """See the class."""
-        with full_precision(rows_TD.device):
-            return nn.functional.linear(rows_TD.float(), self.weight.float())
-
-
 class MoEMLP(nn.Module):
     """Drop-in for an MLP: (B, L, D) -> (B, L, D).
 
@@ -102,6 +90,7 @@ class MoEMLP(nn.Module):
         self.router = Router(width, len(experts))
         self.top_k, self.gate, self.routing = config.top_k, config.gate, routing
         self.capacity_factor = config.capacity_factor
+        self.one_gate = config.top_k == 1 and config.gate == "renormalised"  # an expert's output is not scaled
 
     def forward(self, hidden_BLD: torch.Tensor) -> torch.Tensor:
         """Route every real token; padding gets zero (only its residual goes on)."""
@@ -112,7 +101,8 @@ class MoEMLP(nn.Module):
         flat_TD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
         rows_TD = flat_TD if real is None else flat_TD[real]
         weight_TK, chosen_TK = self._route(rows_TD)
-        mixed_TD = self._mix(experts, rows_TD, weight_TK, chosen_TK)
+        mix = self._mix_all if self.routing.fixed_shapes else self._mix
+        mixed_TD = mix(experts, rows_TD, weight_TK, chosen_TK)
         if real is None:
             return mixed_TD.view_as(hidden_BLD)
         return torch.zeros_like(flat_TD).index_copy(0, real, mixed_TD).view_as(hidden_BLD)
@@ -121,19 +111,27 @@ class MoEMLP(nn.Module):
         """Sort the choices by expert, run each expert once on its stretch of rows, put the results back: rows are copied twice in all,
         however many experts there are.
         """
-        order_N = chosen_TK.flatten().argsort(stable=True)  # N = T K choices
-        lengths = torch.bincount(chosen_TK.flatten(), minlength=len(experts)).tolist()
+        chosen_N = chosen_TK.flatten()  # N = T K choices
+        lengths = _Counts(chosen_N, len(experts))
+        order_N = chosen_N.argsort(stable=True)
         back_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
         sorted_ND = _Reordered.apply(rows_TD, order_N, back_N, self.top_k)
         parts = [
             expert(stretch)  # an unused expert still takes part in the graph, so that every rank has its gradients
-            for expert, stretch in zip(experts, sorted_ND.split(lengths), strict=True)
+            for expert, stretch in zip(experts, sorted_ND.split(lengths.known()), strict=True)
             if len(stretch) or self.training
         ]
-        out_TKD = _Reordered.apply(torch.cat(parts), back_N, order_N, 1).unflatten(0, chosen_TK.shape) * weight_TK.unsqueeze(-1).to(
-            rows_TD.dtype
-        )
+        out_ND = _Reordered.apply(torch.cat(parts), back_N, order_N, 1)
+        if self.one_gate and not (self.training and self.capacity_factor):
+            return _StraightThrough.apply(out_ND, weight_TK.to(rows_TD.dtype))
+        out_TKD = out_ND.unflatten(0, chosen_TK.shape) * weight_TK.unsqueeze(-1).to(rows_TD.dtype)
         return out_TKD[:, 0] if self.top_k == 1 else out_TKD.sum(dim=1)
+
+    def _mix_all(self, experts: list[nn.Module], rows_TD: torch.Tensor, weight_TK: torch.Tensor, chosen_TK: torch.Tensor) -> torch.Tensor:
+        """The same from every expert on every row: more arithmetic, and nothing that the host has to know."""
+        all_TED = torch.stack([expert(rows_TD) for expert in experts], dim=1)
+        out_TKD = all_TED.gather(1, chosen_TK.unsqueeze(-1).expand(-1, -1, rows_TD.shape[1]))
+        return (out_TKD * weight_TK.unsqueeze(-1).to(rows_TD.dtype)).sum(dim=1)
 
     def _route(self, rows_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and indices (T, K) of the chosen experts."""
@@ -157,6 +155,35 @@ class MoEMLP(nn.Module):
 def expert_capacity(tokens: int, top_k: int, experts: int, factor: float) -> int:
     """Tokens that one expert takes at most."""
     return min(tokens, ceil(tokens * top_k / experts * factor))
+
+
+class _Counts:
+    """How many of the choices (N,) fell on each expert. The host is told while an accelerator goes on with what was asked of it since."""
+
+    def __init__(self, chosen_N: torch.Tensor, experts: int) -> None:
+        counts_E = (chosen_N[:, None] == torch.arange(experts, device=chosen_N.device)).sum(dim=0)  # bincount would wait for the device
+        self.told = counts_E.to("cpu", non_blocking=True)
+        self.ready = torch.cuda.current_stream(chosen_N.device).record_event() if chosen_N.is_cuda else None
+
+    def known(self) -> list[int]:
+        """The numbers, as soon as they are there."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        return self.told.tolist()
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Rows (T, D) as they are; their weights (T, 1), which are one, get the gradient that scaling by them would give."""
+
+    @staticmethod
+    def forward(ctx, rows_TD: torch.Tensor, weight_T1: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows_TD)
+        return rows_TD.view_as(rows_TD)
+
+    @staticmethod
+    def backward(ctx, grad_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        (rows_TD,) = ctx.saved_tensors
+        return grad_TD, (grad_TD * rows_TD).sum(dim=-1, keepdim=True)
 
 
 class _Reordered(torch.autograd.Function):

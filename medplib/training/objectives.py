@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from medplib.models.geometry import published_unpad_resize, valid_mask
-from medplib.models.language import prefix_mask
+from medplib.models.language import prefix_mask, states_before
 from medplib.models.medplib import MedPLIB
 from medplib.models.moe import load_balancing_loss, router_z_loss, task_routing_loss
 from medplib.tokens import IGNORE_LABEL
@@ -271,7 +271,7 @@ def _text_terms(model: MedPLIB, batch: Batch, features: torch.Tensor) -> LossTer
     hidden = model.hidden(batch, features)
     following = batch.input_ids[:, 1:]
     known = batch.attention_mask[:, 1:] & (following >= 0) & (batch.segments[:, 1:] > 0) & (batch.segments[:, :-1] == batch.segments[:, 1:])
-    loss = functional.cross_entropy(model.language.logits(hidden[:, :-1][known]), following[known], reduction="none")
+    loss = functional.cross_entropy(model.language.logits(states_before(hidden, known)), following[known], reduction="none")
     target = batch.labels[:, 1:] != IGNORE_LABEL
     return LossTerms(lm=loss.mean(), answer=_per_answer(loss[target[known]], target & known, batch.segments[:, 1:]))
 

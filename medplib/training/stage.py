@@ -94,7 +94,7 @@ class StageConfig:
         frozen_dtype: type of the weights that do not train; "bfloat16" halves their memory and needs trainer.precision bf16-mixed.
         checkpointing: keep only the inputs of the language model's layers and compute the rest again on the way back; a number = of so
             many layers, as few as memory asks for (`python -m medplib.plan` says how many).
-        compile: compile norms and MLPs of the language model; pays on accelerators (docs/benchmarks_h200.md).
+        compile: compile norms, attention and MLPs of the language model; pays on accelerators (docs/benchmarks_h200.md).
         feature_cache: folder in which the features of a frozen grounder encoder are kept, for this run and others; empty = none.
         feature_cache_gb: what is written there at most.
         seed: of initialisation and of everything random during training.

@@ -46,10 +46,18 @@ def test_numbers_of_layers_that_cannot_be(trained: Trained, tmp_path: Path, laye
     assert not (tmp_path / "out").exists()
 
 
-def test_norms_and_mlps_of_every_expert_are_compiled(trained: Trained) -> None:
+def test_norms_attention_and_mlps_of_every_expert_are_compiled(trained: Trained) -> None:
     module = StageModule(from_dict(StageConfig, _stage(trained, "vl_expert") | {"compile": True}, where="vl_expert"))
     compiled = {type(part).__name__ for part in module.model.language.modules() if part._compiled_call_impl is not None}
-    assert compiled == {"LlamaRMSNorm", "LlamaMLP"}
+    assert compiled == {"LlamaRMSNorm", "LlamaAttention", "LlamaMLP"}
+
+
+def test_a_decoder_of_other_parts_is_not_compiled_silently(trained: Trained) -> None:
+    module = StageModule(from_dict(StageConfig, _stage(trained, "vl_expert"), where="vl_expert"))
+    module.model.language.decoder.layers = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+    module.model.language.decoder.norm = torch.nn.Identity()
+    with pytest.raises(InputError, match=r"stage\.compile.*RMSNorm.*found Linear"):
+        module.model.language.compile_layers()
 
 
 def test_frozen_weights_in_half_the_bytes(trained: Trained, tmp_path: Path) -> None:

@@ -41,6 +41,32 @@ def test_equals_the_dense_definition(top_k: int, gate: str) -> None:
     assert torch.allclose(found, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("gate", ["renormalised", "probability"])
+def test_fixed_shapes_give_the_same(top_k: int, gate: str) -> None:
+    layer, routing = _layer(top_k, gate)
+    x = torch.randn(2, 5, 8)
+    routing.start(None)
+    wanted = layer.eval()(x)
+    routing.fixed_shapes = True
+    torch.testing.assert_close(layer(x), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_an_only_expert_is_not_scaled_and_the_router_learns_as_if_it_were() -> None:
+    layer, routing = _layer()
+    x = torch.randn(1, 6, 8)
+    routing.start(None)
+    out = layer(x)
+    rows = x[0]
+    weight, chosen = (rows @ layer.router.weight.T).softmax(-1).max(dim=-1, keepdim=True)
+    alone = torch.cat([layer.experts[NAMES[int(e)]](row[None]) for row, e in zip(rows, chosen, strict=True)])
+    torch.testing.assert_close(out[0], alone, rtol=1e-6, atol=1e-6)
+    grad = torch.randn_like(alone)
+    (scaled,) = torch.autograd.grad(alone * weight, layer.router.weight, grad, retain_graph=True)
+    (found,) = torch.autograd.grad(out[0], layer.router.weight, grad)
+    torch.testing.assert_close(found, scaled, rtol=1e-5, atol=1e-6)
+
+
 def test_padding_is_not_routed_and_gets_nothing() -> None:
     layer, routing = _layer()
     mask = torch.tensor([[True, True, False], [True, False, False]])
