@@ -7,8 +7,10 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -20,8 +22,9 @@ from medplib.evaluation.protocols import STRICT, UPSTREAM, GroundingProtocol
 from medplib.evaluation.segmentation import GroundingCase, GroundingScore, score_case
 from medplib.evaluation.text import TextCase, TextScore, text_score
 from medplib.inference.predictor import MaskProbability, Prediction, Predictor
-from medplib.types import Record
+from medplib.types import Batch, Record
 
+T, S = TypeVar("T"), TypeVar("S")
 log = logging.getLogger(__name__)
 PROTOCOLS: tuple[GroundingProtocol, ...] = (UPSTREAM, STRICT)
 CLOSED_TASKS = ("vqa_closed", "region")
@@ -105,10 +108,14 @@ def evaluate_records(
     todo = sorted((r for r in records if r.id not in done), key=lambda r: (r.images, len(r.turns[0].text)))
     encoder = predictor.encoder(with_image=options.with_image)
     collate = predictor.collator(encoder)
-    for chunk in tqdm(list(_chunks(todo, options.batch_size)), desc=options.progress, disable=not options.progress, leave=False):
+
+    def read(chunk: Sequence[Record]) -> tuple[list[Loaded], Batch]:
         loaded = [load_records((record,), cache) for record in chunk]
-        batch = collate([encoder.encode(item) for item in loaded])
-        grounding = any(r.meta.task == "grounding" for r in chunk)
+        return loaded, collate([encoder.encode(item) for item in loaded])
+
+    chunks = [todo[i : i + options.batch_size] for i in range(0, len(todo), options.batch_size)]
+    for loaded, batch in tqdm(_ahead(read, chunks), total=len(chunks), desc=options.progress, disable=not options.progress, leave=False):
+        grounding = any(item.records[0].meta.task == "grounding" for item in loaded)
         predictions = predictor.predict(batch, with_fallback=options.with_fallback and grounding, scored=grounding)
         scored = Results()
         for item, prediction in zip(loaded, predictions, strict=True):
@@ -136,8 +143,16 @@ def with_unique_ids(records: Sequence[Record]) -> list[Record]:
     return out
 
 
-def _chunks(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
-    return (records[i : i + size] for i in range(0, len(records), size))
+def _ahead(read: Callable[[T], S], items: Sequence[T]) -> Iterator[S]:
+    """What `read` makes of every item, in order; the next one is read by a thread meanwhile, so that an accelerator need not wait."""
+    with ThreadPoolExecutor(1) as pool:
+        coming: Future[S] | None = None
+        for item in items:
+            ready, coming = coming, pool.submit(read, item)
+            if ready is not None:
+                yield ready.result()
+        if coming is not None:
+            yield coming.result()
 
 
 def _score(loaded: Loaded, prediction: Prediction, results: Results) -> None:
