@@ -1,7 +1,8 @@
 """A mixture of named experts where a decoder layer had its MLP (arXiv 2412.09278 section on MoE).
 
 Differences from the published layer, on purpose: no token is dropped (unless a capacity is asked for); padding is not routed; the router
-is a permanent float32 parameter; only the chosen experts run. Letters: T routed tokens, D width, E experts, K chosen per token.
+is a permanent float32 parameter; only the chosen experts run (but in captured decoding, see `Routing.fixed_shapes`). Letters: T routed
+tokens, D width, E experts, K chosen per token.
 """
 
 from __future__ import annotations
