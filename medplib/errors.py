@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _NAME = "medplib.errors.InputError"
@@ -44,3 +44,17 @@ def command_line() -> list[str]:
         return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
 
     return [spelled(word) for word in sys.argv[1:]]
+
+
+def run_actions(actions: Callable[..., None] | Mapping[str, Callable[..., None]]) -> None:
+    """Call a function, or the one that the first word names, with the options of the command line.
+
+    Raises:
+        InputError: the options are not those of the function.
+    """
+    from jsonargparse import ArgumentError, auto_cli
+
+    try:
+        auto_cli(actions, as_positional=False, args=command_line(), exit_on_error=False)
+    except ArgumentError as error:
+        raise InputError(where="command line", expected="known options and valid values", found=str(error), remedy="see --help") from None

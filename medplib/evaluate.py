@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from medplib.errors import command_line, run_command
+from medplib.errors import run_actions, run_command
 
 
 def evaluate(
@@ -52,9 +52,7 @@ def evaluate(
 
 def main() -> None:
     """Parse the command line."""
-    from jsonargparse import auto_cli
-
-    auto_cli(evaluate, as_positional=False, args=command_line())
+    run_actions(evaluate)
 
 
 if __name__ == "__main__":

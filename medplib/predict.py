@@ -6,10 +6,11 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from medplib.errors import InputError, command_line, run_command
+from medplib.errors import InputError, run_actions, run_command
 
+T = TypeVar("T")
 SMALLEST_TILE = 224
 """Pixels: slices that are smaller are enlarged by whole numbers on the sheet of a volume."""
 
@@ -21,9 +22,9 @@ def predict(
     out: Path,
     axis: str = "axial",
     slices: str | None = None,
-    points: list[tuple[float, float]] | None = None,
-    box: list[tuple[float, float, float, float]] | None = None,
-    region_mask: list[Path] | None = None,
+    points: list[tuple[float, float]] | tuple[float, float] | None = None,
+    box: list[tuple[float, float, float, float]] | tuple[float, float, float, float] | None = None,
+    region_mask: list[Path] | Path | None = None,
     window: tuple[float, float] | None = None,
     expert: str | None = None,
     threshold: float = 0.5,
@@ -39,9 +40,9 @@ def predict(
         out: new folder: answer.json, one <name>.nii.gz per mask on the grid of the input, overlay.png.
         axis: volumes: axial, coronal, sagittal, or a voxel axis 0, 1, 2 of the file.
         slices: volumes: FIRST:LAST, both included; default all.
-        points: pixels x, y that together are one region.
-        box: regions x0, y0, x1, y1 in pixels.
-        region_mask: mask files of the size of the image, one region each.
+        points: pixels [[x, y], ...] that together are one region.
+        box: a region [x0, y0, x1, y1] in pixels, or several [[...], ...].
+        region_mask: mask file of the size of the image, or several [..., ...], one region each.
         window: volumes: lowest and highest intensity shown to the model; default the 0.5 and 99.5 percentile of the volume.
         expert: send every token to this expert.
         threshold: probability above which a pixel belongs to a mask (the published code draws at 0.1).
@@ -57,7 +58,7 @@ def predict(
     if not 0 < threshold < 1:
         raise InputError(where="--threshold", expected="a probability between 0 and 1", found=str(threshold))
     device = choose_device(device)
-    prompts = RegionPrompts(tuple(points or ()), tuple(box or ()), tuple(region_mask or ()))
+    prompts = RegionPrompts(_several(points, tuple), _several(box, tuple), _several(region_mask, Path))
     volume = None
     if image.name.endswith((".nii", ".nii.gz")):
         found = read_volume(image)
@@ -172,11 +173,14 @@ def _file_names(names: list[str]) -> list[str]:
     return out
 
 
+def _several(given: list[T] | T | None, kind: type[T]) -> tuple[T, ...]:
+    """What was given once or several times, or not at all."""
+    return (given,) if isinstance(given, kind) else tuple(given or ())
+
+
 def main() -> None:
     """Parse the command line."""
-    from jsonargparse import auto_cli
-
-    auto_cli(predict, as_positional=False, args=command_line())
+    run_actions(predict)
 
 
 if __name__ == "__main__":

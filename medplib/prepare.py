@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from medplib.data.prepare.importer import ImportOptions
-from medplib.errors import InputError, command_line, run_command
+from medplib.errors import InputError, run_actions, run_command
 
 
 def phantom(
@@ -140,11 +140,9 @@ def question_floor(train: list[Path], val: list[Path]) -> None:
 
 def main() -> None:
     """Choose the action by the first word."""
-    from jsonargparse import auto_cli
-
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     actions = (phantom, vqa_rad, tokenizer, audit, merge_masks, question_floor)
-    auto_cli({"import": import_, **{action.__name__: action for action in actions}}, as_positional=False, args=command_line())
+    run_actions({"import": import_, **{action.__name__: action for action in actions}})
 
 
 if __name__ == "__main__":

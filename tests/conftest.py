@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 from toy import NAMES, write_toy
 
 import medplib  # noqa: F401  (before anything that imports torchvision)
 
 torch.set_num_threads(1)
+settings.register_profile("same", derandomize=True)  # the same examples every time; HYPOTHESIS_PROFILE=default looks for others
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 _SIZES = {
     "vision": {"kind": "timm", "name": "resnet10t", "image_size": 64, "grid": 8, "levels": [1, 2], "width": 24},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medplib.convert.published import ImportOptions
-from medplib.errors import command_line, run_command
+from medplib.errors import run_actions, run_command
 
 
 def published(folder: str, out: str, options: ImportOptions = ImportOptions()) -> None:  # noqa: B008 (frozen)
@@ -59,9 +59,7 @@ def export(checkpoint: str, out: str) -> None:
 
 def main() -> None:
     """Parse the command line."""
-    from jsonargparse import auto_cli
-
-    auto_cli({"published": published, "sam": sam, "export": export}, as_positional=False, args=command_line())
+    run_actions({"published": published, "sam": sam, "export": export})
 
 
 if __name__ == "__main__":

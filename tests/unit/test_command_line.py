@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
-from medplib.errors import command_line
+from medplib import evaluate, predict, prepare
+from medplib.errors import command_line, run_command
 
 
 @pytest.mark.parametrize(
@@ -20,3 +22,39 @@ from medplib.errors import command_line
 def test_hyphens_in_the_names_of_options_mean_underscores(monkeypatch, words: list[str], read: list[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["medplib", *words])
     assert command_line() == read
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "found"),
+    [
+        (predict, ["--nonsense", "1"], "nonsense"),
+        (predict, ["--checkpoint", "c", "--question", "q", "--out", "o"], "image"),
+        (predict, ["--checkpoint", "c", "--image", "i", "--question", "q", "--out", "o", "--box", "4,4"], '"box"'),
+        (evaluate, [], "checkpoint, out"),
+        (prepare, ["nonsense"], "choose from 'import'"),
+        (prepare, ["import", "--manifest", "m", "--out", "o", "--options.max_side", "many"], "max_side"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line(monkeypatch, capsys, module, words: list[str], found: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["medplib", *words])
+    with pytest.raises(SystemExit) as stop:
+        run_command(module.main)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: command line: expected")
+    assert found in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "several"),
+    [
+        (None, tuple, ()),
+        ((1, 2), tuple, ((1, 2),)),
+        ([(1, 2), (3, 4)], tuple, ((1, 2), (3, 4))),
+        (Path("a"), Path, (Path("a"),)),
+        ([Path("a")], Path, (Path("a"),)),
+    ],
+)
+def test_a_region_may_be_given_once_or_several_times(given, kind, several) -> None:
+    assert predict._several(given, kind) == several
