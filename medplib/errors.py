@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 _NAME = "medplib.errors.InputError"
 
@@ -57,4 +59,16 @@ def run_actions(actions: Callable[..., None] | Mapping[str, Callable[..., None]]
     try:
         auto_cli(actions, as_positional=False, args=command_line(), exit_on_error=False)
     except ArgumentError as error:
-        raise InputError(where="command line", expected="known options and valid values", found=str(error), remedy="see --help") from None
+        raise _bad_options(str(error)) from None
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser of a few options; what does not parse is an InputError instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """See the class."""
+        raise _bad_options(message)
+
+
+def _bad_options(found: str) -> InputError:
+    return InputError(where="command line", expected="known options and valid values", found=found, remedy="see --help")

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from medplib.errors import InputError
+from medplib.errors import InputError, OptionParser
 from medplib.tensorfiles import StoredTensor, write_safetensors
 
 WEIGHTS, CONFIG, TOKENIZER, LINEAGE = "model.safetensors", "config.json", "tokenizer", "lineage.json"
@@ -259,10 +259,9 @@ def ancestry(lineage: Lineage, *, role: str = "", depth: int = 0, told: set[str]
 
 
 def _main() -> None:
-    import argparse
     import sys
 
-    parser = argparse.ArgumentParser(prog="python -m medplib.lineage", description="Where a checkpoint comes from.")
+    parser = OptionParser(prog="python -m medplib.lineage", description="Where a checkpoint comes from.")
     parser.add_argument("action", choices=["show"])
     parser.add_argument("folder", help="a checkpoint folder")
     arguments = parser.parse_args()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medplib.errors import InputError, run_command
+from medplib.errors import InputError, OptionParser, run_command
 
 if TYPE_CHECKING:
     from medplib.planning.compute import Work
@@ -96,12 +96,10 @@ def make_plan(
 
 def main() -> None:
     """Parse the command line, print the plan."""
-    import argparse
-
     from medplib.paths import atomic_path
     from medplib.planning.report import plan_text
 
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m medplib.plan",
         description="Parameters, memory per rank and arithmetic per step of a stage; needs no weights and no accelerator.",
     )

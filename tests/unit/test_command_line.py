@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medplib import evaluate, predict, prepare
+from medplib import evaluate, plan, predict, prepare
 from medplib.errors import command_line, run_command
 
 
@@ -31,6 +31,8 @@ def test_hyphens_in_the_names_of_options_mean_underscores(monkeypatch, words: li
         (predict, ["--checkpoint", "c", "--question", "q", "--out", "o"], "image"),
         (predict, ["--checkpoint", "c", "--image", "i", "--question", "q", "--out", "o", "--box", "4,4"], '"box"'),
         (evaluate, [], "checkpoint, out"),
+        (plan, [], "--config"),
+        (plan, ["--config", "c.yaml", "--ranks", "many"], "--ranks"),
         (prepare, ["nonsense"], "choose from 'import'"),
         (prepare, ["import", "--manifest", "m", "--out", "o", "--options.max_side", "many"], "max_side"),
     ],
