@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from medplib.errors import run_actions, run_command
+from medplib.errors import InputError, run_actions, run_command
+from medplib.ranks import joined, launched, local_rank, rank, start
 
 
 def evaluate(
@@ -18,6 +19,7 @@ def evaluate(
     batch_size: int = 16,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
+    ranks: int = 1,
 ) -> None:
     """Evaluate a checkpoint.
 
@@ -30,19 +32,39 @@ def evaluate(
         batch_size: conversations per forward (with `data`).
         device: auto (the accelerator where there is one), cpu, cuda or cuda:NUMBER.
         dtype: bfloat16 halves the memory; for accelerators.
+        ranks: so many processes of this machine share the questions, each with an accelerator of its own where there are any; under
+            torchrun its processes do. Answers and figures are those of one process.
     """
+    options = {"checkpoint": checkpoint, "out": out, "suite": suite, "data": data, "limit": limit, "batch_size": batch_size,
+               "device": device, "dtype": dtype}  # fmt: skip
+    if ranks < 1:
+        raise InputError(where="--ranks", expected="at least 1", found=str(ranks))
+    if ranks > 1 and not launched():
+        start(_evaluate, options, count=ranks)
+    else:
+        _evaluate(**options)
+
+
+def _evaluate(
+    checkpoint: Path, out: Path, suite: Path | None, data: list[Path] | None, limit: int, batch_size: int, device: str,
+    dtype: Literal["float32", "bfloat16"],
+) -> None:  # fmt: skip
+    """What each rank does; the first one writes and prints."""
     from medplib.evaluation.gallery import GalleryViewer
     from medplib.evaluation.page import evaluation_page
     from medplib.evaluation.suite import Suite
     from medplib.evaluation.suite_config import suite_of_files, suite_of_yaml
     from medplib.inference.device import choose_device
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = suite_of_files(data or [], limit=limit, batch_size=batch_size) if suite is None else suite_of_yaml(suite, limit=limit)
-    viewer = GalleryViewer()
-    runner = Suite(checkpoint, config, out, device=choose_device(device), dtype=dtype)
-    figures = runner.run(viewer)
-    evaluation_page(out / "report.html", figures, viewer, runner.predictor.checkpoint.lineage)
+    with joined():
+        first, viewer = rank() == 0, GalleryViewer()
+        logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s")
+        runner = Suite(checkpoint, config, out, device=choose_device(device, local_rank=local_rank()), dtype=dtype)
+        figures, galleries = runner.run(viewer), viewer.galleries()
+        if not first:
+            return
+        evaluation_page(out / "report.html", figures, galleries, runner.predictor.checkpoint.lineage)
     width = max(len(f.name) for f in figures)
     for f in figures:
         if f.name.count(".") <= 2 and ".upstream" not in f.name and "by_" not in f.name:

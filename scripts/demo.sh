@@ -38,8 +38,8 @@ say "stages III and IV"
 fit $(options stage3_grounding) --then $(options stage4_moe)
 
 say "evaluation and controls"
-export OMP_NUM_THREADS=1  # batches of small operations: faster on one thread than on two
-python -m medplib.evaluate --checkpoint checkpoints/demo/stage4_moe --suite configs/eval/demo.yaml --out runs/demo
+export OMP_NUM_THREADS=1  # batches of small operations: a process per core beats a thread per core
+python -m medplib.evaluate --checkpoint checkpoints/demo/stage4_moe --suite configs/eval/demo.yaml --out runs/demo --ranks "$threads"
 
 say "predictions"
 image=$(python - <<'PY'

@@ -15,6 +15,7 @@ from medplib.evaluation.figures import NamedFigure, Rule
 from medplib.evaluation.protocols import STRICT
 from medplib.evaluation.segmentation import dice, overlap
 from medplib.inference.predictor import Predictor
+from medplib.ranks import gathered, rank, world_size
 from medplib.types import Record
 
 
@@ -55,9 +56,10 @@ def mosaic_control(
 
     A missing `<SEG>` is an empty mask: Dice 0; the overlap of two answers of which one is empty is 0, so Dice and overlap belong together.
     """
-    cache, overlaps, dices, clusters = FileCache(64), [], [], []
+    cache, scored = FileCache(64), []
     pairs = mosaic_pairs(records, count=count, seed=seed)
-    for first, second in pairs:
+    for index in range(rank(), len(pairs), world_size()):
+        first, second = pairs[index]
         joined = mosaic(load_records((first,), cache), load_records((second,), cache))
         questions = [
             Loaded(joined.images, (record,), (masks,), ((),)) for record, masks in zip(joined.records, joined.target_masks, strict=True)
@@ -66,10 +68,10 @@ def mosaic_control(
             _binary(p.masks[0].probability) if p.masks else np.zeros(joined.images[0].shape[:2], bool) for p in predictor.answer(questions)
         ]
         counts = overlap(answers[0], answers[1])
-        overlaps.append(counts.intersection / counts.union if counts.union else 0.0)
         scores = [dice(overlap(a, q.target_masks[0][0]), empty=0.0) for a, q in zip(answers, questions, strict=True)]
-        dices.append(float(np.mean(scores)))
-        clusters.append((first.meta.source, first.meta.patient or first.id))
+        scored.append((index, counts.intersection / counts.union if counts.union else 0.0, float(np.mean(scores))))
+    _, overlaps, dices = zip(*sorted(gathered(scored)), strict=True) if pairs else ((), (), ())
+    clusters = [(first.meta.source, first.meta.patient or first.id) for first, _ in pairs]
     policy = f"probability > {STRICT.threshold}; missing <SEG> = empty mask"
     rule = Rule("IoU of the two answers for one pair of images", "mosaic", policy)
     dice_rule = Rule("mean Dice of the two asked structures of one pair of images", "mosaic", policy)

@@ -8,7 +8,7 @@ from medplib.evaluation.bootstrap import Bootstrap
 from medplib.evaluation.figures import Figure, NamedFigure, Rule, named
 from medplib.evaluation.grounding import summarise_grounding
 from medplib.evaluation.protocols import STRICT
-from medplib.evaluation.runner import Results
+from medplib.evaluation.results import Results
 from medplib.evaluation.text import summarise_vqa
 
 

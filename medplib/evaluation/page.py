@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medplib.evaluation.figures import NamedFigure
-from medplib.evaluation.gallery import GalleryViewer
-from medplib.evaluation.report import Report, Table, figure_table, write_report
+from medplib.evaluation.report import Gallery, Report, Table, figure_table, write_report
 from medplib.lineage import Lineage, ancestry
 
 
-def evaluation_page(path: Path, figures: Sequence[NamedFigure], viewer: GalleryViewer, lineage: Lineage) -> None:
+def evaluation_page(path: Path, figures: Sequence[NamedFigure], galleries: Sequence[Gallery], lineage: Lineage) -> None:
     """Write the page: headline figures and controls first, then every block, then pictures and ancestry."""
     blocks: dict[str, list[NamedFigure]] = {}
     for item in figures:
@@ -20,7 +19,7 @@ def evaluation_page(path: Path, figures: Sequence[NamedFigure], viewer: GalleryV
         blocks.setdefault(title, []).append(item)
     tables: list[Table] = [_table(title, blocks[title]) for title in sorted(blocks, key=_order)]
     notes = ("Masks are drawn on the original image; figures are fractions of 1 with 95 % intervals.",)
-    write_report(path, Report("medplib evaluation", tuple(tables), viewer.galleries(), notes, appendix="\n".join(ancestry(lineage))))
+    write_report(path, Report("medplib evaluation", tuple(tables), tuple(galleries), notes, appendix="\n".join(ancestry(lineage))))
 
 
 def _by(parts: Sequence[str]) -> int:

@@ -19,11 +19,13 @@ from medplib.evaluation.figures import NamedFigure, Rule, named, write_metrics
 from medplib.evaluation.grounding import summarise_grounding
 from medplib.evaluation.presence import fit_presence
 from medplib.evaluation.protocols import STRICT
-from medplib.evaluation.runner import PROTOCOLS, Results, RunOptions, Viewer, evaluate_records, with_unique_ids
+from medplib.evaluation.results import Results
+from medplib.evaluation.runner import PROTOCOLS, RunOptions, Viewer, evaluate_records, with_unique_ids
 from medplib.evaluation.text import summarise_vqa
 from medplib.inference.calibration import PresenceCalibration
 from medplib.inference.predictor import CALIBRATION, Predictor
 from medplib.lineage import Lineage
+from medplib.ranks import rank
 from medplib.types import Record
 
 
@@ -92,12 +94,14 @@ class Suite:
         self.figures: list[NamedFigure] = []
         self.answered: dict[str, Results] = {}
         """What the checkpoint as it is has answered already, by name of the set."""
+        self._shown = 0
         self.device, self.dtype = device, dtype
         self.predictor = Predictor(self.checkpoint, calibrated=not config.calibrate, device=device, dtype=dtype)
         if config.calibrate:
             rule = self._calibration(self.predictor, "calibration")
             rule = replace(rule, weights_sha256=self.predictor.checkpoint.lineage.weights_sha256)
-            rule.save(self.checkpoint / CALIBRATION)
+            if rank() == 0:  # fitted on what all ranks found: the same rule on each
+                rule.save(self.checkpoint / CALIBRATION)
             self.predictor.calibration = rule
 
     def run(self, viewer: Viewer | None = None) -> list[NamedFigure]:
@@ -109,7 +113,8 @@ class Suite:
                 self._vqa(name, self._records(files), viewer)
         self._controls()
         self.figures += stage_seconds(self.predictor.checkpoint.lineage)
-        write_metrics(self.out / "metrics.json", self.figures)
+        if rank() == 0:
+            write_metrics(self.out / "metrics.json", self.figures)
         return self.figures
 
     def _records(self, files: tuple[str, ...], limit: int | None = None) -> list[Record]:
@@ -125,7 +130,9 @@ class Suite:
         self, predictor: Predictor, records: list[Record], name: str, *, with_image: bool = True, viewer: Viewer | None = None
     ) -> Results:
         options = RunOptions(batch_size=self.config.batch_size, with_image=with_image, progress=name)
-        return evaluate_records(predictor, records, options, out=self.out / name, viewer=viewer)
+        before, self._shown = self._shown, self._shown + len(records)
+        counting = None if viewer is None else lambda place, loaded, prediction: viewer(before + place, loaded, prediction)
+        return evaluate_records(predictor, records, options, out=self.out / name, viewer=counting)
 
     def _calibration(self, predictor: Predictor, name: str) -> PresenceCalibration:
         """The presence rule of a model, fitted on validation questions that ask for one thing."""

@@ -7,14 +7,18 @@ import torch
 from medplib.errors import InputError
 
 
-def choose_device(name: str) -> str:
+def choose_device(name: str, *, local_rank: int = 0) -> str:
     """The device that a person asks for; "auto" = the accelerator where there is one, else the CPU.
+
+    Args:
+        name: as in the command line.
+        local_rank: which of the processes of this machine asks; with "auto" each takes the next accelerator.
 
     Raises:
         InputError: no such device here.
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:

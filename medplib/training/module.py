@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from medplib.errors import InputError
 from medplib.lineage import Lineage, SourceStamp, save_checkpoint, sha256_file
 from medplib.models.build import input_spec
+from medplib.ranks import world_size
 from medplib.tokens import SEG
 from medplib.training.assemble import assemble
 from medplib.training.feature_cache import keep_features
@@ -22,7 +23,6 @@ from medplib.training.losses import LossTerms
 from medplib.training.objectives import OBJECTIVES, name_masks
 from medplib.training.optim import build_optimizer, rate_factor
 from medplib.training.previews import mask_previews
-from medplib.training.ranks import world_size
 from medplib.training.stage import StageConfig
 from medplib.training.trainable import cast_frozen, choose_trained
 from medplib.training.validation import ValidationScores

@@ -11,14 +11,10 @@ from dataclasses import replace
 import torch
 from torch import distributed
 
+from medplib.ranks import world_size
 from medplib.tokens import IGNORE_LABEL
 from medplib.training.losses import LossTerms
 from medplib.types import Batch
-
-
-def world_size() -> int:
-    """Number of ranks; 1 outside distributed training."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def diverge() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
-from torch import distributed
 
 from medplib.models.grounding import valid_mask
+from medplib.ranks import gathered, world_size
 from medplib.tokens import IGNORE_LABEL
 from medplib.training.losses import LossTerms
-from medplib.training.ranks import TERMS, count_items, world_size
+from medplib.training.ranks import TERMS, count_items
 from medplib.types import Batch, GroundingOutput, ModelOutput
 
 STARVED = 0.01
@@ -91,8 +91,7 @@ class ValidationScores:
         """The means over what all ranks have seen; starts afresh."""
         sums, counts = self._sum, self._count
         if world_size() > 1:
-            seen: list = [None] * world_size()
-            distributed.all_gather_object(seen, (dict(sums), dict(counts)))
+            seen = gathered([(dict(sums), dict(counts))])
             names = sorted({name for own, _ in seen for name in own})
             sums, counts = ({name: sum(pair[k].get(name, 0.0) for pair in seen) for name in names} for k in (0, 1))
         figures = {name: sums[name] / counts[name] for name in sums}

@@ -71,6 +71,22 @@ def test_every_promised_figure_is_there(metrics: tuple[dict, Path], name: str) -
     assert node["n"] > 0
 
 
+def test_two_ranks_find_the_same(metrics: tuple[dict, Path], trained: Trained, tmp_path: Path) -> None:
+    alone, out = metrics[1], tmp_path / "run"
+    part = out / "grounding_in_domain"
+    part.mkdir(parents=True)  # as if a run of three ranks had been cut off: one of them has answered, another was writing a line
+    (part / "run.json").write_text((alone / part.name / "run.json").read_text())
+    for kind in ("predictions", "grounding"):
+        lines = (alone / part.name / f"{kind}.jsonl").read_text().splitlines(keepends=True)
+        first = json.loads(lines[-1])["record"]
+        (part / f"{kind}.rank2.jsonl").write_text("".join(line for line in lines if json.loads(line)["record"] == first) + '{"record": "')
+    evaluate(trained.folder("moe"), out, suite=alone.parent / "suite.yaml", ranks=2)
+    names = sorted(path.relative_to(alone) for path in alone.rglob("*") if path.is_file())
+    assert sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file()) == names
+    for name in names:
+        assert (out / name).read_bytes() == (alone / name).read_bytes(), name
+
+
 def test_report_is_self_contained(metrics: tuple[dict, Path]) -> None:
     page = (metrics[1] / "report.html").read_text()
     assert "data:image/png;base64" in page
@@ -89,8 +105,14 @@ def test_controls_choose_what_they_say(trained: Trained) -> None:
         assert record.turns[0] != before.turns[0]
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(("text", "words"), [("grounding: [", "YAML"), ("colour: 1", "colour"), ("vqa: [nowhere.json]", "nowhere.json")])
-def test_bad_suite_is_one_line(trained: Trained, tmp_path: Path, text: str, words: str) -> None:
+def test_bad_suite_is_one_line(trained: Trained, tmp_path: Path, text: str, words: str, ranks: int) -> None:
     (tmp_path / "s.yaml").write_text(text)
     with pytest.raises(InputError, match=words):
-        evaluate(trained.folder("moe"), tmp_path / "out", suite=tmp_path / "s.yaml")
+        evaluate(trained.folder("moe"), tmp_path / "out", suite=tmp_path / "s.yaml", ranks=ranks)
+
+
+def test_no_ranks_is_one_line(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--ranks: expected at least 1"):
+        evaluate(trained.folder("moe"), tmp_path / "out", ranks=0)
