@@ -1,4 +1,4 @@
-"""Lets torchvision be imported beside a CPU-only torch.
+"""What the libraries underneath need to be told: torchvision, beside a CPU-only torch; the C library, about freed memory.
 
 The torchvision wheels of PyPI are built against CUDA; beside a CPU torch their C extension cannot load, and the import fails because the
 operator `torchvision::nms` is then registered as a fake without being defined. Where the extension loads this module changes nothing.
@@ -6,7 +6,9 @@ operator `torchvision::nms` is then registered as a fake without being defined. 
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import os
 from pathlib import Path
 
 import torch
@@ -57,4 +59,22 @@ def ensure_torchvision() -> None:
     _LIBRARIES.append(library)
 
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep up to 256 MiB that were freed, and serve blocks below 32 MiB from them.
+
+    By default it hands blocks of a few megabytes back to the system as soon as they are free. A tensor of that size then costs more for
+    fresh pages than for what is computed into it (docs/experiments.md, 2026-11-26). Settings of the environment win; other C libraries
+    than glibc are left alone.
+    """
+    chosen = any(name.startswith("MALLOC_") and name.endswith("_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
+    mallopt = None if chosen or os.name != "posix" else getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 32 * 2**20)
+        mallopt(_TRIM_THRESHOLD, 256 * 2**20)
+
+
 ensure_torchvision()
+keep_freed_memory()

@@ -1,0 +1,31 @@
+"""What medplib tells the C library at import."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource
+import medplib
+import torch
+
+def faults():
+    torch.ones(2**21)  # 8 MiB, freed at once
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+before = [faults() for _ in range(8)][-1]
+print(([faults() for _ in range(8)][-1] - before) / 8)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+@pytest.mark.parametrize(("setting", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_is_used_again(setting: dict[str, str], kept: bool) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_") and name != "GLIBC_TUNABLES"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env={**clean, **setting}, capture_output=True, text=True, check=True)
+    assert (float(done.stdout) < 50) is kept, done.stdout  # fresh pages per tensor; 2,048 of 4 KiB make one
