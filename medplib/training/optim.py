@@ -43,11 +43,11 @@ def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
     a, b, c = _NEWTON_SCHULZ
     gram = x @ x.mT
     identity = torch.eye(len(gram[0]), dtype=x.dtype, device=x.device)
-    factor = identity
-    for _ in range(_ITERATIONS):
+    factor = step = a * identity + b * gram + c * gram @ gram
+    for _ in range(_ITERATIONS - 1):
+        gram = step @ gram @ step
         step = a * identity + b * gram + c * gram @ gram
         factor = step @ factor
-        gram = step @ gram @ step
     x = factor @ x
     return x.mT if turned else x
 

@@ -1,0 +1,87 @@
+"""A shared prefix without a mask is what the mask says, for every decoder and every layout of a batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from medplib.models import prefix_attention
+from medplib.models.language import LanguageConfig, LanguageModel, prefix_mask
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 60}
+DECODERS = {
+    "llama": {},
+    "grouped keys": {"num_key_value_heads": 2},
+    "mistral": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 4},
+    "qwen2": {"model_type": "qwen2", "num_key_value_heads": 2},
+    "qwen3": {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 8},
+}
+ROWS = ([6, 3, 2], [4, 5, 1], [9, 0, 0])
+"""Lengths of prefix, first and second conversation of each row."""
+
+
+def _language(name: str) -> LanguageModel:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**{"model_type": "llama", **SIZES, **DECODERS[name]}).to_diff_dict()
+    return LanguageModel(LanguageConfig(vocab_size=60, hf_config=config))
+
+
+def _batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Embeddings, mask, positions, and which tokens are real."""
+    segments = torch.nn.utils.rnn.pad_sequence(
+        [torch.arange(3).repeat_interleave(torch.tensor(lengths)) for lengths in ROWS], batch_first=True
+    )
+    real = torch.arange(segments.shape[1]) < torch.tensor(ROWS).sum(dim=1, keepdim=True)
+    generator = torch.Generator().manual_seed(1)
+    embeds = torch.randn(*segments.shape, 32, generator=generator, requires_grad=True)
+    return embeds, prefix_mask(real, segments), torch.arange(segments.shape[1]).expand_as(segments), real
+
+
+@pytest.mark.parametrize("prefix", [1, 3, 4])
+@pytest.mark.parametrize("name", DECODERS)
+def test_same_states_and_gradients(name: str, prefix: int) -> None:
+    language = _language(name)
+    found = []
+    for count in (0, prefix):
+        embeds, mask, positions, real = _batch()
+        states = language.hidden(embeds, mask=mask, positions=positions, prefix=count)
+        states[real].square().sum().backward()
+        found.append((states[real].detach(), embeds.grad))
+    for masked, split in zip(*found, strict=True):
+        torch.testing.assert_close(split, masked, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_but_prefix() -> None:
+    language, (embeds, _, positions, _) = _language("llama"), _batch()
+    causal = prefix_mask(torch.ones(embeds.shape[:2], dtype=torch.bool), torch.zeros(embeds.shape[:2], dtype=torch.int64))
+    masked, plain = (language.hidden(embeds, mask=causal, positions=positions, prefix=count) for count in (0, embeds.shape[1]))
+    torch.testing.assert_close(plain, masked, rtol=1e-5, atol=1e-6)
+
+
+def test_prefix_is_not_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask of the first rows is not looked at: that is where the time is saved."""
+    masks: list[tuple[int, bool]] = []
+    whole = prefix_attention.sdpa_attention_forward
+
+    def watched(module: object, query: torch.Tensor, key: object, value: object, mask: torch.Tensor | None, **others: object) -> object:
+        masks.append((query.shape[2], mask is not None))
+        return whole(module, query, key, value, mask, **others)
+
+    monkeypatch.setattr(prefix_attention, "sdpa_attention_forward", watched)
+    embeds, mask, positions, _ = _batch()
+    _language("llama").hidden(embeds, mask=mask, positions=positions, prefix=4)
+    assert masks == [(4, False), (embeds.shape[1] - 4, True)] * 2
+
+
+def test_other_kinds_of_attention_keep_the_mask() -> None:
+    language = _language("llama")
+    embeds, mask, positions, real = _batch()
+    split = language.hidden(embeds, mask=mask, positions=positions, prefix=4)
+    language.model.set_attn_implementation("eager")
+    eager = language.hidden(embeds, mask=mask, positions=positions, prefix=4)
+    torch.testing.assert_close(split[real], eager[real], rtol=1e-4, atol=1e-5)
+
+
+def test_checkpoints_do_not_name_it() -> None:
+    assert prefix_attention.NAME not in str(_language("llama").model.config.to_diff_dict())
