@@ -9,7 +9,7 @@ import json
 import math
 import types
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -26,10 +26,12 @@ def to_line(record: object) -> str:
     Raises:
         InputError: a float is not finite (JSON has no word for it).
     """
-    for name, value in asdict(record).items():
+    # asdict would copy every value of what is flat: most of the time of writing scores
+    values = {f.name: getattr(record, f.name) for f in fields(record)}
+    for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(where=f"{type(record).__name__}.{name}", expected="a finite number", found=str(value))
-    return json.dumps(asdict(record), ensure_ascii=False)
+    return json.dumps(values, ensure_ascii=False)
 
 
 @cache

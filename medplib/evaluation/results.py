@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medplib.errors import InputError
-from medplib.evaluation.lines import from_line, to_line
+from medplib.evaluation.lines import from_line, to_line, write_lines
 from medplib.evaluation.protocols import GroundingProtocol
 from medplib.evaluation.segmentation import GroundingScore
 from medplib.evaluation.text import TextScore
-from medplib.paths import atomic_path
 from medplib.ranks import gathered, rank
 from medplib.types import Record
 
@@ -113,8 +112,7 @@ class ResultStore:
 
     def _write(self, results: Results) -> None:
         for name, lines in _named(results):
-            with atomic_path(self._file(name, 0)) as path:
-                path.write_text("".join(to_line(line) + "\n" for line in lines), encoding="utf-8")
+            write_lines(self._file(name, 0), lines)
         for index in self._others():
             for name, _ in _FILES:
                 self._file(name, index).unlink(missing_ok=True)

@@ -12,6 +12,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 NAME = "medplib_prefix"
 """Under which transformers knows `prefix_attention`."""
 
+SHORTEST = 64
+"""Prefixes below are left to the mask: two calls and putting them together cost what is saved there (docs/experiments.md, 2026-11-26)."""
+
 
 def prefix_attention(
     module: nn.Module,
@@ -37,7 +40,7 @@ def prefix_attention(
     Returns:
         (B, L, H, C), and None for the weights.
     """
-    if not prefix:
+    if prefix < SHORTEST:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **others)
     before, _ = sdpa_attention_forward(module, query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], None, **others)
     if prefix == query.shape[2]:

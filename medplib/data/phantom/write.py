@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +18,7 @@ from medplib.data.phantom.config import SPLITS, PhantomConfig
 from medplib.data.phantom.conversations import Questions, build_questions
 from medplib.data.phantom.records import Conversation, dump
 from medplib.data.phantom.volumes import write_volumes
-from medplib.errors import InputError
+from medplib.paths import new_folder
 
 _TRAIN_FILES = ("alignment", "MeCoVQA-Complex", "MeCoVQA-Region", "MeCoVQA-Closed", "MeCoVQA-Grounding")
 _TEST_FILES = ("alignment", "MeCoVQA_Complex_VQA_test", "MeCoVQA_Region_VQA_test", "MeCoVQA_Closed_VQA_test", "MeCoVQA_Grounding_test")
@@ -97,28 +92,6 @@ def _draw_all(jobs: list[_Job], workers: int) -> list[Facts]:
         return list(pool.imap(_draw, jobs, chunksize=16))
 
 
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` on success and vanishes on failure."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            where=out,
-            expected="a folder that is empty or does not exist yet",
-            found="something there",
-            remedy="remove it or choose another",
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".part-{out.name}-", dir=out.parent))
-    try:
-        os.chmod(temporary, 0o755)
-        yield temporary
-        if out.exists():
-            out.rmdir()
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _write_json(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -182,7 +155,7 @@ def write_phantom(config: PhantomConfig, out: Path, workers: int = 2) -> Phantom
     """
     out = Path(out)
     jobs: list[_Job] = []
-    with _new_folder(out) as root:
+    with new_folder(out) as root:
         for folder in ("images", "masks", "masks_merged"):
             (root / folder).mkdir()
         for split in SPLITS:

@@ -175,7 +175,7 @@ def test_neighbouring_slices_change_smoothly(root):
 def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.txt").write_text("keep")
-    with pytest.raises(InputError, match="empty or does not exist"):
+    with pytest.raises(InputError, match="a new or empty folder"):
         write_phantom(TINY, tmp_path / "data")
     assert [p.name for p in tmp_path.rglob("*")] == ["data", "mine.txt"]
 
