@@ -181,7 +181,7 @@ class Batch:
     region_masks: torch.Tensor  # (R, g, g) float32
     region_image: torch.Tensor  # (R,) index into I
     records: list[tuple[Record, ...]]  # B
-    prefix: int = 0  # so many first tokens of every row are the shared prefix (segment 0), none of them padding
+    unmasked: int = 0  # so many first tokens of every row, none of them padding, stand before its second conversation
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on `device`."""

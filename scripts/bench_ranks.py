@@ -75,7 +75,8 @@ class _Loss(torch.nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         whole = torch.ones_like(ids, dtype=torch.bool)
         positions = torch.arange(ids.shape[1]).expand_as(ids)
-        hidden = self.language.hidden(self.language.embed(ids), mask=prefix_mask(whole, torch.zeros_like(ids)), positions=positions)
+        mask = prefix_mask(whole, torch.zeros_like(ids))
+        hidden = self.language.hidden(self.language.embed(ids), mask=mask, positions=positions, unmasked=ids.shape[1])
         return cross_entropy(self.language.logits(hidden[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
 
 

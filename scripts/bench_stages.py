@@ -112,6 +112,7 @@ def random_batch(config: ModelConfig, samples: int, device: str) -> Batch:
         region_masks=torch.zeros(0, config.vision.grid, config.vision.grid),
         region_image=torch.zeros(0, dtype=torch.int64),
         records=[(Record("bench", (Path("image"),), ()),)] * samples,
+        unmasked=ids.shape[1],
     )
     return batch.to(device)
 

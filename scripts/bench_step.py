@@ -78,7 +78,7 @@ def _runs(ours: LanguageModel, peer: torch.nn.Module, device: str, *, samples: i
 
     def our_loss() -> torch.Tensor:
         with halves(device):
-            hidden = ours.hidden(ours.embed(ids), mask=prefix_mask(all_tokens, segments), positions=positions)
+            hidden = ours.hidden(ours.embed(ids), mask=prefix_mask(all_tokens, segments), positions=positions, unmasked=length)
             chosen = labels[:, 1:] != -100
             return functional.cross_entropy(ours.logits(hidden[:, :-1][chosen]), labels[:, 1:][chosen])
 

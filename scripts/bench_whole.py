@@ -58,7 +58,7 @@ def _packed(language: LanguageModel, ids: torch.Tensor, questions: int) -> Calla
     mask = prefix_mask(torch.ones_like(segments, dtype=torch.bool), segments)
 
     def run() -> torch.Tensor:
-        hidden = language.hidden(language.embed(ids), mask=mask, positions=positions, prefix=PREFIX)
+        hidden = language.hidden(language.embed(ids), mask=mask, positions=positions, unmasked=PREFIX + QUESTION)
         hidden = hidden[:, PREFIX:].unflatten(1, (questions, QUESTION))
         return _answer_losses(language, hidden.flatten(0, 1), ids[:, PREFIX:].reshape(-1, QUESTION)).view(len(ids), questions)
 
@@ -73,7 +73,7 @@ def _apart(language: LanguageModel, ids: torch.Tensor, questions: int) -> Callab
     mask = prefix_mask(torch.ones_like(whole, dtype=torch.bool), torch.zeros_like(whole))
 
     def run() -> torch.Tensor:
-        hidden = language.hidden(language.embed(whole), mask=mask, positions=positions, prefix=whole.shape[1])[:, PREFIX:]
+        hidden = language.hidden(language.embed(whole), mask=mask, positions=positions, unmasked=whole.shape[1])[:, PREFIX:]
         return _answer_losses(language, hidden, body).view(len(ids), questions)
 
     return run

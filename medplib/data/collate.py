@@ -53,7 +53,7 @@ class Collator:
             region_masks=torch.cat([s.region_masks for s in samples]),
             region_image=torch.tensor([first_image[row] + i for row, s in enumerate(samples) for i in s.region_images], dtype=torch.int64),
             records=[s.records for s in samples],
-            prefix=0 if self.pad_left else min(int((s.segments == 0).sum()) for s in samples),
+            unmasked=0 if self.pad_left else min(int((s.segments <= 1).sum()) for s in samples),
         )
 
     def _pad(self, rows: list[torch.Tensor], value: int) -> torch.Tensor:

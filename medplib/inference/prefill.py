@@ -45,7 +45,8 @@ def prefill(language: LanguageModel, batch: Batch, embeds_BLD: torch.Tensor, lea
     prefix = embeds_BLD[shared_BL].unflatten(0, (-1, length))[leaders]
     whole = torch.ones(prefix.shape[:2], dtype=torch.bool, device=prefix.device)
     places = torch.arange(length, device=prefix.device).expand(len(prefix), -1)
-    language.hidden(prefix, mask=prefix_mask(whole, torch.zeros_like(places)), positions=places, token_mask=whole, cache=cache)
+    mask = prefix_mask(whole, torch.zeros_like(places))
+    language.hidden(prefix, mask=mask, positions=places, token_mask=whole, cache=cache, unmasked=length)
     cache.batch_select_indices(torch.searchsorted(leaders, leader))
     # Questions end at the last column. What of a shorter row's own prefix reaches into the columns of the longest question is hidden.
     own_BL = batch.attention_mask & ~shared_BL

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from medplib.errors import InputError
-from medplib.models import prefix_attention
+from medplib.models import attention
 from medplib.models.moe import MoEConfig, MoEMLP, Routing, install_experts
 from medplib.models.pretrained import load_pretrained
 
@@ -84,7 +84,7 @@ class LanguageModel(nn.Module):
         self.expert_names = config.moe.experts if config.moe else ()
         self.expert_of_task = {task: self.expert_names.index(name) for task, name in config.moe.tasks.items()} if config.moe else {}
         if self.model.config._attn_implementation == "sdpa":
-            self.model.config._attn_implementation = prefix_attention.NAME
+            self.model.config._attn_implementation = attention.NAME
         if config.moe is not None:
             install_experts(self.decoder.layers, config.moe, self.routing)
 
@@ -147,7 +147,7 @@ class LanguageModel(nn.Module):
         positions: torch.Tensor,
         token_mask: torch.Tensor | None = None,
         cache: object | None = None,
-        prefix: int = 0,
+        unmasked: int = 0,
     ) -> torch.Tensor:
         """Last hidden states after the final norm (B, L, D).
 
@@ -157,8 +157,8 @@ class LanguageModel(nn.Module):
             positions: (B, L) rotary positions.
             token_mask: (B, L) bool, tokens that experts route; None = all.
             cache: a transformers cache, extended in place, or None.
-            prefix: so many first tokens of every row are shared by what follows, and none of them is padding: query L sees all keys up to
-                its own there. It must agree with `mask` and only saves time.
+            unmasked: so many first tokens of every row see all that is before them and themselves; it must agree with `mask`, and saves
+                time.
         """
         self.routing.start(token_mask if self.expert_names else None)
         if torch.amp.is_autocast_available(embeds.device.type) and torch.is_autocast_enabled(embeds.device.type):
@@ -166,9 +166,9 @@ class LanguageModel(nn.Module):
             embeds = embeds.to(torch.get_autocast_dtype(embeds.device.type))
         if self.model.config._attn_implementation == "eager":
             mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=embeds.device).masked_fill(~mask, torch.finfo(embeds.dtype).min)
-        shared = {"prefix": prefix} if self.model.config._attn_implementation == prefix_attention.NAME else {}
+        plain = {"unmasked": unmasked} if self.model.config._attn_implementation == attention.NAME else {}
         out = self.decoder(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None, **shared
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None, **plain
         )
         return out.last_hidden_state
 

@@ -102,7 +102,7 @@ class MedPLIB(nn.Module):
             mask=prefix_mask(batch.attention_mask, batch.segments),
             positions=batch.positions,
             token_mask=batch.attention_mask,
-            prefix=batch.prefix,
+            unmasked=batch.unmasked,
         )
 
     def forward(self, batch: Batch, *, with_masks: bool = True) -> ModelOutput:

@@ -119,12 +119,12 @@ def test_shared_prefix_and_left_padding_change_no_logit() -> None:
     apart = [Loaded(together.images, (r,), ((),), ((),)) for r in together.records]
     with torch.no_grad():
         batch = Collator(encoder.text)([encoder.encode(together)])
-        assert batch.prefix == int((batch.segments == 0).sum()) > 0
+        assert batch.unmasked == int((batch.segments < 2).sum()) < batch.segments.shape[1]
         shared = model(batch).label_logits
         single = torch.cat([model(Collator(encoder.text)([encoder.encode(a)])).label_logits for a in apart])
         right = model(Collator(encoder.text)([encoder.encode(a) for a in apart])).label_logits
         padded = Collator(encoder.text, pad_left=True)([encoder.encode(a) for a in apart])
-        assert padded.prefix == 0
+        assert padded.unmasked == 0
         left = model(padded).label_logits
     for other in (shared, right, left):
         assert torch.allclose(single, other, atol=1e-5)

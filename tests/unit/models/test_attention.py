@@ -1,12 +1,14 @@
-"""A shared prefix without a mask is what the mask says, for every decoder and every layout of a batch."""
+"""The first tokens without a mask see what the mask says, for every decoder and every layout of a batch."""
 
 from __future__ import annotations
+
+import shutil
 
 import pytest
 import torch
 from transformers import AutoConfig
 
-from medplib.models import prefix_attention
+from medplib.models import attention
 from medplib.models.language import LanguageConfig, LanguageModel, prefix_mask
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 60}
@@ -41,53 +43,73 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.fixture(autouse=True)
 def any_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """The batches here are short."""
-    monkeypatch.setattr(prefix_attention, "SHORTEST", 1)
+    monkeypatch.setattr(attention, "SHORTEST", 1)
 
 
-@pytest.mark.parametrize("prefix", [1, 3, 4])
+@pytest.mark.parametrize("unmasked", [1, 4, 9])
 @pytest.mark.parametrize("name", DECODERS)
-def test_same_states_and_gradients(name: str, prefix: int) -> None:
+def test_same_states_and_gradients(name: str, unmasked: int) -> None:
     language = _language(name)
     found = []
-    for count in (0, prefix):
+    for count in (0, unmasked):
         embeds, mask, positions, real = _batch()
-        states = language.hidden(embeds, mask=mask, positions=positions, prefix=count)
+        states = language.hidden(embeds, mask=mask, positions=positions, unmasked=count)
         states[real].square().sum().backward()
         found.append((states[real].detach(), embeds.grad))
     for masked, split in zip(*found, strict=True):
         torch.testing.assert_close(split, masked, rtol=1e-5, atol=1e-6)
 
 
-def test_nothing_but_prefix() -> None:
+def test_nothing_needs_a_mask() -> None:
     language, (embeds, _, positions, _) = _language("llama"), _batch()
     causal = prefix_mask(torch.ones(embeds.shape[:2], dtype=torch.bool), torch.zeros(embeds.shape[:2], dtype=torch.int64))
-    masked, plain = (language.hidden(embeds, mask=causal, positions=positions, prefix=count) for count in (0, embeds.shape[1]))
+    masked, plain = (language.hidden(embeds, mask=causal, positions=positions, unmasked=count) for count in (0, embeds.shape[1]))
     torch.testing.assert_close(plain, masked, rtol=1e-5, atol=1e-6)
 
 
-def test_prefix_is_not_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_mask_is_read_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mask of the first rows is not looked at: that is where the time is saved."""
     masks: list[tuple[int, bool]] = []
-    whole = prefix_attention.sdpa_attention_forward
+    whole = attention.sdpa_attention_forward
 
     def watched(module: object, query: torch.Tensor, key: object, value: object, mask: torch.Tensor | None, **others: object) -> object:
         masks.append((query.shape[2], mask is not None))
         return whole(module, query, key, value, mask, **others)
 
-    monkeypatch.setattr(prefix_attention, "sdpa_attention_forward", watched)
+    monkeypatch.setattr(attention, "sdpa_attention_forward", watched)
     embeds, mask, positions, _ = _batch()
-    _language("llama").hidden(embeds, mask=mask, positions=positions, prefix=4)
+    _language("llama").hidden(embeds, mask=mask, positions=positions, unmasked=4)
     assert masks == [(4, False), (embeds.shape[1] - 4, True)] * 2
 
 
 def test_other_kinds_of_attention_keep_the_mask() -> None:
     language = _language("llama")
     embeds, mask, positions, real = _batch()
-    split = language.hidden(embeds, mask=mask, positions=positions, prefix=4)
+    split = language.hidden(embeds, mask=mask, positions=positions, unmasked=4)
     language.model.set_attn_implementation("eager")
-    eager = language.hidden(embeds, mask=mask, positions=positions, prefix=4)
+    eager = language.hidden(embeds, mask=mask, positions=positions, unmasked=4)
     torch.testing.assert_close(split[real], eager[real], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU takes a C++ compiler")
+def test_compiled_layers_take_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SHORTEST", 8)
+    language = _language("llama")
+
+    def states(length: int, unmasked: int) -> torch.Tensor:
+        embeds = torch.randn(2, length, 32, generator=torch.Generator().manual_seed(length), requires_grad=True)
+        segments = (torch.arange(length) >= unmasked).long().expand(2, length)
+        mask, positions = prefix_mask(torch.ones_like(segments, dtype=torch.bool), segments), torch.arange(length).expand(2, length)
+        found = language.hidden(embeds, mask=mask, positions=positions, unmasked=unmasked)
+        found.square().sum().backward()
+        return torch.cat([found.detach(), embeds.grad])
+
+    shapes = ((20, 15), (22, 17), (24, 9), (21, 21), (23, 23), (9, 4), (33, 30))
+    expected = [states(*shape) for shape in shapes]
+    language.compile_layers()
+    for shape, wanted in zip(shapes, expected, strict=True):
+        torch.testing.assert_close(states(*shape), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_checkpoints_do_not_name_it() -> None:
-    assert prefix_attention.NAME not in str(_language("llama").model.config.to_diff_dict())
+    assert attention.NAME not in str(_language("llama").model.config.to_diff_dict())
