@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -35,14 +36,13 @@ def evaluate(
         ranks: so many processes of this machine share the questions, each with an accelerator of its own where there are any; under
             torchrun its processes do. Answers and figures are those of one process.
     """
-    options = {"checkpoint": checkpoint, "out": out, "suite": suite, "data": data, "limit": limit, "batch_size": batch_size,
-               "device": device, "dtype": dtype}  # fmt: skip
     if ranks < 1:
         raise InputError(where="--ranks", expected="at least 1", found=str(ranks))
+    work = partial(_evaluate, checkpoint, out, suite, data, limit, batch_size, device, dtype)
     if ranks > 1 and not launched():
-        start(_evaluate, options, count=ranks)
+        start(work, count=ranks)
     else:
-        _evaluate(**options)
+        work()
 
 
 def _evaluate(

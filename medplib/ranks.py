@@ -11,7 +11,7 @@ from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from threading import Thread
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import distributed
 
@@ -68,8 +68,12 @@ def joined() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def start(function: Callable[..., None], options: Mapping[str, Any], *, count: int) -> None:
-    """Call a module's function in `count` new processes of this machine, which share its cores, and wait for all of them.
+def start(work: Callable[[], None], *, count: int) -> None:
+    """Call `work` in `count` new processes of this machine, which share its cores, and wait for all of them.
+
+    Args:
+        work: a function of a module, or a `functools.partial` of one.
+        count: how many.
 
     Raises:
         InputError: that of the first process that met one; the others are stopped.
@@ -82,7 +86,7 @@ def start(function: Callable[..., None], options: Mapping[str, Any], *, count: i
     processes: list[BaseProcess] = []
     for index in range(count):
         with _environment({**shared, "RANK": str(index), "LOCAL_RANK": str(index)}):  # read when a new process imports torch
-            processes.append(context.Process(target=_run, args=(function, dict(options), errors), daemon=True))
+            processes.append(context.Process(target=_run, args=(work, errors), daemon=True))
             processes[-1].start()
     try:
         _wait(processes)
@@ -107,10 +111,10 @@ def _wait(processes: Sequence[BaseProcess]) -> None:
                 return
 
 
-def _run(function: Callable[..., None], options: dict[str, Any], errors: SimpleQueue) -> None:
+def _run(work: Callable[[], None], errors: SimpleQueue) -> None:
     Thread(target=_end_with_parent, daemon=True).start()
     try:
-        function(**options)
+        work()
     except InputError as error:
         errors.put(str(error))
         raise SystemExit(2) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,19 +35,19 @@ def _breaks(out: Path) -> None:
 
 
 def test_all_find_the_same(tmp_path: Path) -> None:
-    start(_gather, {"out": tmp_path}, count=3)
+    start(partial(_gather, tmp_path), count=3)
     assert [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(3)] == [[0, 3, 1, 3, 2, 3]] * 3
 
 
 def test_error_of_one_is_that_of_all(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^rank: expected a good file, found a bad one$"):
-        start(_one_fails, {"out": tmp_path}, count=2)
+        start(partial(_one_fails, tmp_path), count=2)
     assert not list(tmp_path.iterdir())
 
 
 def test_nobody_waits_for_a_process_that_broke(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="exit code 1"):
-        start(_breaks, {"out": tmp_path}, count=2)
+        start(partial(_breaks, tmp_path), count=2)
 
 
 def test_alone() -> None:
