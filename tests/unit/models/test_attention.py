@@ -82,6 +82,18 @@ def test_no_mask_is_read_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert masks == [(4, False), (embeds.shape[1] - 4, True)] * 2
 
 
+def test_layers_computed_again_know_it() -> None:
+    found = []
+    for again in (False, True):
+        language = _language("llama").train()
+        if again:
+            language.recompute_layers()
+        embeds, mask, positions, real = _batch()
+        language.hidden(embeds, mask=mask, positions=positions, unmasked=4)[real].square().sum().backward()
+        found.append(embeds.grad)
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
 def test_other_kinds_of_attention_keep_the_mask() -> None:
     language = _language("llama")
     embeds, mask, positions, real = _batch()
