@@ -38,8 +38,8 @@ say "stages III and IV"
 fit $(options stage3_grounding) --then $(options stage4_moe)
 
 say "evaluation and controls"
-export OMP_NUM_THREADS=1  # batches of small operations: a process per core beats a thread per core
-python -m medplib.evaluate --checkpoint checkpoints/demo/stage4_moe --suite configs/eval/demo.yaml --out runs/demo --ranks "$threads"
+export OMP_NUM_THREADS=1  # batches of small operations: a process per core beats a thread per core; four are enough, each holds the model
+python -m medplib.evaluate --checkpoint checkpoints/demo/stage4_moe --suite configs/eval/demo.yaml --out runs/demo --ranks "$((threads < 4 ? threads : 4))"
 
 say "predictions"
 image=$(python - <<'PY'

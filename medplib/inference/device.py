@@ -12,13 +12,13 @@ def choose_device(name: str, *, local_rank: int = 0) -> str:
 
     Args:
         name: as in the command line.
-        local_rank: which of the processes of this machine asks; with "auto" each takes the next accelerator.
+        local_rank: which of the processes of this machine asks; with "auto" and "cuda" each takes the next accelerator.
 
     Raises:
         InputError: no such device here.
     """
     if name == "auto":
-        return f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -28,4 +28,4 @@ def choose_device(name: str, *, local_rank: int = 0) -> str:
         raise InputError(where="--device", expected=f"a device of this machine ({here} CUDA devices)", found=name, remedy="use cpu")
     if device.type not in ("cpu", "cuda"):
         raise InputError(where="--device", expected="auto, cpu, cuda or cuda:NUMBER", found=name)
-    return name
+    return f"cuda:{local_rank % here}" if name == "cuda" else name
