@@ -10,16 +10,16 @@ import sys
 import pytest
 
 PROGRAM = """
-import resource
+import resource, statistics
 import medplib
 import torch
 
 def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**21)  # 8 MiB, freed at once
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-before = [faults() for _ in range(8)][-1]
-print(([faults() for _ in range(8)][-1] - before) / 8)
+print(statistics.median([faults() for _ in range(33)]))  # the first few and now and then one: a new place
 """
 
 
