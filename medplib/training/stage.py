@@ -60,6 +60,7 @@ class OptimConfig:
         warmup: fraction of all steps.
         muon: parts whose weight matrices and convolutions follow Muon (see training/optim.py) instead of AdamW.
         muon_lr: learning rate of those, whatever `lr_by_part` says.
+        muon_iterations: how far the momentum of those is orthogonalised; fewer are cheaper and leave weak directions weaker.
         schedule: "linear" or "cosine" decay, or "constant".
     """
 
@@ -67,6 +68,7 @@ class OptimConfig:
     lr_by_part: dict[str, float] = field(default_factory=dict)
     muon: tuple[str, ...] = ()
     muon_lr: float = 0.02
+    muon_iterations: int = 5
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     grad_clip: float = 1.0

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from medplib.errors import InputError
 from medplib.training.optim import build_optimizer, is_matrix, orthogonalised, rate_factor
 from medplib.training.stage import OptimConfig
 
@@ -26,6 +27,32 @@ def test_orthogonalised_keeps_directions_and_levels_singular_values(shape):
     # The polar factor of the matrix is u v: the result has the same singular vectors.
     inner = u.T @ result @ v.T
     assert torch.allclose(inner, torch.diag(torch.diagonal(inner)), atol=1e-3)
+
+
+@pytest.mark.parametrize(("iterations", "smallest"), [(1, 1 / 5), (3, 1 / 60), (5, 1 / 700)])
+def test_iterations_say_which_singular_values_are_levelled(iterations, smallest):
+    values = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0], dtype=torch.float64) * smallest
+    values = torch.cat([values, (1 - values.square().sum()).clamp(min=0).sqrt()[None]])  # of a matrix of norm one
+    result = torch.diagonal(orthogonalised(torch.diag(values)[None], iterations=iterations)[0])
+    assert (result[values > smallest] > 0.65).all()
+    assert (result[values < smallest] < 0.65).all()
+
+
+@pytest.mark.parametrize("iterations", [0, -1])
+def test_no_iteration_is_refused(iterations):
+    with pytest.raises(InputError, match="muon_iterations"):
+        build_optimizer(OptimConfig(muon_iterations=iterations), [])
+
+
+@pytest.mark.parametrize("iterations", [2, 5])
+def test_the_optimiser_iterates_as_configured(iterations):
+    weight = nn.Parameter(torch.zeros(8, 8))
+    config = OptimConfig(muon=("projector",), muon_lr=1.0, muon_iterations=iterations)
+    optimizer = build_optimizer(config, [("projector.weight", weight)])
+    weight.grad = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    expected = orthogonalised(weight.grad[None].clone(), iterations=iterations)[0]  # a first momentum points where the gradient does
+    optimizer.step()
+    torch.testing.assert_close(-weight.detach(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_stack_is_treated_matrix_by_matrix():
