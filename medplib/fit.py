@@ -26,6 +26,7 @@ def _quieten() -> None:
     """Keep the screen for progress, figures and errors."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # figures of validation are added up over ranks before they are logged
     warnings.filterwarnings("ignore", message=".*(num_workers|many workers|LightningCLI's args|number of training batches).*")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
@@ -33,6 +34,7 @@ def _quieten() -> None:
 def _cli(arguments: list[str] | None):
     from jsonargparse import ArgumentError
     from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.utilities import rank_zero_only
 
     from medplib.data.datamodule import DataModule
     from medplib.training.module import StageModule
@@ -40,6 +42,8 @@ def _cli(arguments: list[str] | None):
 
     for name in ("lightning.pytorch", "lightning.fabric"):  # importing it set them to talk
         logging.getLogger(name).setLevel(logging.WARNING)
+    if rank_zero_only.rank:  # what all ranks have to say the first one says
+        logging.getLogger("medplib").setLevel(logging.WARNING)
 
     class StageCLI(LightningCLI):
         """Adds what belongs to a run, not to a model, its data or its trainer."""
@@ -52,6 +56,12 @@ def _cli(arguments: list[str] | None):
                 default="again",
                 choices=["again", "skip"],
                 help="skip = do nothing when the output is up to date",
+            )
+            parser.add_argument(
+                "--native_bfloat16",
+                type=bool,
+                default=False,
+                help="trainer.precision bf16-mixed where the processor multiplies bfloat16 itself, 32-true elsewhere",
             )
             parser.set_defaults(
                 {
@@ -69,6 +79,8 @@ def _cli(arguments: list[str] | None):
 
         def instantiate_classes(self) -> None:
             """Build only when there is something to do."""
+            if self.config.native_bfloat16:
+                self.config.trainer.precision = _native_precision(self.config.trainer)
             self.fingerprint = _fingerprint(self.config)
             self.done = self.config.if_finished == "skip" and _up_to_date(self.config, self.fingerprint)
             if not self.done:
@@ -89,6 +101,30 @@ def _cli(arguments: list[str] | None):
         raise InputError(
             where="configuration", expected="known keys and valid values (python -m medplib.fit --help)", found=" ".join(lines)
         ) from None
+
+
+def _native_precision(trainer) -> str:
+    """What `--native_bfloat16 true` means for this trainer on this machine, said in a line.
+
+    Raises:
+        InputError: a precision is asked for besides.
+    """
+    import torch
+
+    from medplib.models.precision import multiplies_bfloat16
+
+    if trainer.precision is not None:
+        raise InputError(
+            where="trainer.precision", expected="none beside native_bfloat16", found=str(trainer.precision), remedy="leave one out"
+        )
+    accelerated = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    precision = "bf16-mixed" if multiplies_bfloat16("cuda" if accelerated else "cpu") else "32-true"
+    log.info(
+        "trainer.precision %s: this processor %s",
+        precision,
+        "multiplies bfloat16" if precision == "bf16-mixed" else "multiplies no bfloat16",
+    )
+    return precision
 
 
 def _fingerprint(config, *, without: tuple[str, ...] = ()) -> str:
@@ -163,7 +199,8 @@ def main(arguments: list[str] | None = None) -> None:
     points, whole = points_folder(module.stage.output), WholeWeights()
     trainer.callbacks += [whole, SameGradients()]
     fingerprint = _run_fingerprint(_fingerprint(cli.config, without=("batch_size",)), module.parents, data.counts)
-    trainer.callbacks.append(ResumePoints(points, resume, fingerprint=fingerprint, samples=data.batch_size * trainer.world_size))
+    samples = data.batch_of_rank(trainer.world_size) * trainer.world_size
+    trainer.callbacks.append(ResumePoints(points, resume, fingerprint=fingerprint, samples=samples))
     trainer.fit(module, datamodule=data)
     if cli.trainer.interrupted:
         raise SystemExit(130)
@@ -172,6 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
         figures = "  ".join(f"{k} {v:.4f}" for k, v in lineage.metrics.items())
         shutil.rmtree(points, ignore_errors=True)
         log.info("wrote %s (%d steps, %.0f s)  %s", module.stage.output, lineage.steps, lineage.seconds, figures)
+    trainer.strategy.barrier()  # the next stage of this process begins with what rank 0 has just written
 
 
 def _command() -> None:

@@ -12,16 +12,18 @@ say "built-in data"
 [ -d data/phantom_tokenizer ] || python -m medplib.prepare tokenizer --out data/phantom_tokenizer --vocab_size 768 \
   --data "[data/phantom/train/alignment.json,data/phantom/train/MeCoVQA-Grounding.json,data/phantom/train/MeCoVQA-Closed.json,data/phantom/train/MeCoVQA-Region.json,data/phantom/train/MeCoVQA-Complex.json]"
 
-options() { echo "--config configs/demo/$1.yaml --if_finished skip"; }
+threads=$OMP_NUM_THREADS
+export OMP_NUM_THREADS=1  # operations are small: a process per core beats a thread per core
+if [ "$threads" -gt 1 ]; then ranks="--config configs/parts/strategy_ddp.yaml --trainer.devices 2 --data.shared_batch true"; else ranks=""; fi
+each=$((threads > 3 ? threads / 2 : 1))
+options() { echo "--config configs/demo/$1.yaml --native_bfloat16 true --if_finished skip"; }
 fit() { python -m medplib.fit "$@"; }
 
 say "stage 0: image encoder"
-fit $(options stage0_dense)
+OMP_NUM_THREADS=$each fit $(options stage0_dense) $ranks
 
 say "one core each: the grounder (stage 0), and the language side (stage 0, I, II; runs/demo/language.log)"
 mkdir -p runs/demo
-threads=$OMP_NUM_THREADS
-export OMP_NUM_THREADS=1  # two processes with two threads each on two cores would wait for each other most of the time
 set -m  # a process group of its own, so that an interruption stops its children too
 silent="--trainer.enable_progress_bar false"
 fit $(options stage0_vision) $silent --then $(options stage1_align) $silent --then $(options stage2_vl) $silent > runs/demo/language.log 2>&1 &
@@ -33,12 +35,10 @@ wait $language || { tail -3 runs/demo/language.log >&2; exit 2; }
 trap - EXIT
 grep -e "^wrote" -e "up to date" runs/demo/language.log
 
-export OMP_NUM_THREADS=$threads
 say "stages III and IV"
-fit $(options stage3_grounding) --then $(options stage4_moe)
+OMP_NUM_THREADS=$each fit $(options stage3_grounding) $ranks --then $(options stage4_moe) $ranks
 
-say "evaluation and controls"
-export OMP_NUM_THREADS=1  # batches of small operations: a process per core beats a thread per core; four are enough, each holds the model
+say "evaluation and controls"  # four processes are enough, each holds the model
 python -m medplib.evaluate --checkpoint checkpoints/demo/stage4_moe --suite configs/eval/demo.yaml --out runs/demo --ranks "$((threads < 4 ? threads : 4))"
 
 say "predictions"

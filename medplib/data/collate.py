@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from medplib.data.conversation import ConversationEncoder
@@ -17,16 +18,17 @@ class Collator:
     Args:
         text: tokenizes target names.
         pad_left: put the padding before the text (generation), not behind it (training).
+        length_step: pad to a multiple of it.
     """
 
-    def __init__(self, text: ConversationEncoder, *, pad_left: bool = False) -> None:
-        self.text, self.pad_left = text, pad_left
+    def __init__(self, text: ConversationEncoder, *, pad_left: bool = False, length_step: int = 1) -> None:
+        self.text, self.pad_left, self.length_step = text, pad_left, length_step
         self.pad_id = text.tokenizer.pad_token_id
 
     def __call__(self, samples: list[Sample]) -> Batch:
         """Collate; shapes as documented at medplib.types.Batch."""
         lengths = [len(s.input_ids) for s in samples]
-        longest = max(lengths)
+        longest = -(-max(lengths) // self.length_step) * self.length_step
         shift = [longest - n if self.pad_left else 0 for n in lengths]
         first_image = np.cumsum([0, *[len(s.vision_pixels) for s in samples]])
         targets = [(row, target) for row, sample in enumerate(samples) for target in sample.targets]
@@ -34,11 +36,11 @@ class Collator:
         names = [target.name for _, target in targets]
         name_ids = [torch.tensor(self.text.name_ids(name)) for name in names]
         return Batch(
-            input_ids=self._pad([s.input_ids for s in samples], self.pad_id),
-            labels=self._pad([s.labels for s in samples], IGNORE_LABEL),
-            attention_mask=self._pad([torch.ones(n, dtype=torch.bool) for n in lengths], 0),
-            segments=self._pad([s.segments for s in samples], 0),
-            positions=self._pad([s.positions for s in samples], 0),
+            input_ids=self._pad([s.input_ids for s in samples], self.pad_id, longest),
+            labels=self._pad([s.labels for s in samples], IGNORE_LABEL, longest),
+            attention_mask=self._pad([torch.ones(n, dtype=torch.bool) for n in lengths], 0, longest),
+            segments=self._pad([s.segments for s in samples], 0, longest),
+            positions=self._pad([s.positions for s in samples], 0, longest),
             vision_pixels=torch.cat([s.vision_pixels for s in samples]),
             sam_pixels=None if samples[0].sam_pixels is None else torch.cat([s.sam_pixels for s in samples]),
             letterboxes=[box for s in samples for box in s.letterboxes],
@@ -56,8 +58,10 @@ class Collator:
             unmasked=0 if self.pad_left else min(int((s.segments <= 1).sum()) for s in samples),
         )
 
-    def _pad(self, rows: list[torch.Tensor], value: int) -> torch.Tensor:
-        return pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left" if self.pad_left else "right")
+    def _pad(self, rows: list[torch.Tensor], value: int, length: int) -> torch.Tensor:
+        padded = pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left" if self.pad_left else "right")
+        missing = length - padded.shape[1]
+        return functional.pad(padded, (missing, 0) if self.pad_left else (0, missing), value=value) if missing else padded
 
 
 def _stack_masks(masks: list[np.ndarray | None], size: int) -> torch.Tensor:

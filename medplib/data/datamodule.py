@@ -28,7 +28,10 @@ class DataModule(L.LightningDataModule):
         train, val: JSON files of records; the data root of a file is `root`, or the nearest parent folder with an images/ folder.
         root: data root of all files, when it is not that.
         batch_size: images per step and rank.
+        shared_batch: batch_size is of all ranks together, and each takes an equal part: a run means the same on any number of ranks.
         length_window: so many batches of each rank are sorted by length together, so that less is padded; 0 keeps the order of the stream.
+        length_step: text is padded to a multiple of so many tokens. Few different lengths suit processors that compile a product for every
+            shape, as CPUs do in bfloat16.
         draw, augment: how training samples are made.
         seed: of the training stream.
         workers: loader processes; 0 reads in the main process.
@@ -42,7 +45,9 @@ class DataModule(L.LightningDataModule):
         val: tuple[str, ...] = (),
         root: str | None = None,
         batch_size: int = 16,
+        shared_batch: bool = False,
         length_window: int = 8,
+        length_step: int = 1,
         draw: DrawConfig = DrawConfig(),  # noqa: B008 (frozen)
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008 (frozen)
         seed: int = 0,
@@ -54,6 +59,9 @@ class DataModule(L.LightningDataModule):
         if not train:
             raise InputError(where="data.train", expected="at least one file of records", found="none")
         self.root = None if root is None else Path(root)
+        if length_step < 1:
+            raise InputError(where="data.length_step", expected="at least 1", found=str(length_step))
+        self.shared_batch, self.length_step = shared_batch, length_step
         self.batch_size, self.length_window, self.draw, self.augment, self.seed = batch_size, length_window, draw, augment, seed
         self.workers, self.cache_mb = workers, cache_mb
         self.counts: dict[str, int] = {}
@@ -74,6 +82,18 @@ class DataModule(L.LightningDataModule):
         """Say how the model wants to be fed; must precede the loaders."""
         self._encoder = SampleEncoder(tokenizer=tokenizer, spec=spec)
 
+    def batch_of_rank(self, ranks: int) -> int:
+        """Samples per step of each of so many ranks.
+
+        Raises:
+            InputError: a batch that they cannot share evenly.
+        """
+        if self.shared_batch and self.batch_size % ranks:
+            raise InputError(
+                where="data.batch_size", expected=f"a multiple of the {ranks} ranks that share a batch", found=str(self.batch_size)
+            )
+        return self.batch_size // ranks if self.shared_batch else self.batch_size
+
     def go_on_at(self, *, epoch: int, batches: int) -> None:
         """Let the training stream begin in `epoch` behind `batches` of its batches; nothing is read again. Before the loader is built."""
         self._first = (epoch, batches)
@@ -89,9 +109,10 @@ class DataModule(L.LightningDataModule):
             cache_mb=self.cache_mb,
         )
         trainer = self.trainer
+        batch_size = self.batch_of_rank(trainer.world_size)
         sampler = StreamSampler(
-            max(len(data), self.batch_size * trainer.world_size),
-            batch_size=self.batch_size,
+            max(len(data), batch_size * trainer.world_size),
+            batch_size=batch_size,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             window=self.length_window,
@@ -113,9 +134,9 @@ class DataModule(L.LightningDataModule):
     def _loader(self, data, sampler, *, drop_last: bool) -> DataLoader:
         return DataLoader(
             data,
-            batch_size=self.batch_size,
+            batch_size=self.batch_of_rank(self.trainer.world_size),
             sampler=sampler,
-            collate_fn=Collator(self._encoder.text),
+            collate_fn=Collator(self._encoder.text, length_step=self.length_step),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             drop_last=drop_last,

@@ -9,6 +9,8 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from medplib.models.precision import full_precision
+
 NAME = "medplib"
 """Under which transformers knows `attention`."""
 
@@ -42,6 +44,10 @@ def attention(
     Returns:
         (B, L, H, C), and None for the weights.
     """
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        with full_precision(query.device):  # the way back takes torch three times as long in bfloat16 on a CPU as in float32
+            out, _ = attention(module, query.float(), key.float(), value.float(), attention_mask, unmasked, **others)
+        return out.to(query.dtype), None
     if unmasked < SHORTEST:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **others)
     if unmasked == query.shape[2]:

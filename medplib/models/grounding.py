@@ -21,7 +21,7 @@ from medplib.models.features import FeatureStore, ImageFeatures
 from medplib.models.geometry import unpad_resize, valid_mask
 from medplib.models.mask_decoder import DecodedMasks, HighResUpscaling, PresenceHead, Residual, decode_pairs, evidence
 from medplib.models.name_prompt import NamePromptEncoder
-from medplib.models.precision import full_precision
+from medplib.models.precision import full_precision, lengthened
 from medplib.models.sam import build_sam_encoder
 from medplib.types import GroundingOutput, Letterbox
 
@@ -136,14 +136,18 @@ class PixelGrounder(nn.Module):
             prompts: (N, C) one vector each, or (N, T, C) from `prompt_points` or `prompt_boxes`.
             dense: (N, C, g, g) from `prompt_masks`, None for no mask prompt.
         """
-        sparse = prompts[:, None] if prompts.dim() == 2 else prompts
+        count, sparse = len(image_index), prompts[:, None] if prompts.dim() == 2 else prompts
+        if dense is None or len(dense) == 1:
+            image_index, sparse = lengthened(image_index), lengthened(sparse)
         masks = self.decode_tokens(features, image_index, sparse, dense, masks=1)
         low_res = masks.logits[:, 0]
         presence = None
         if self.presence is not None:
             pooled = features.embedding.mean(dim=(2, 3)).index_select(0, image_index)
             presence = self.presence(masks, sparse.mean(dim=1).to(pooled.dtype), pooled).float()
-        return GroundingOutput(low_res, self._full_size(low_res), masks.quality[:, 0].float(), presence)
+            presence = presence[:count]
+        low_res, quality = low_res[:count], masks.quality[:count, 0].float()
+        return GroundingOutput(low_res, self._full_size(low_res), quality, presence)
 
     def decode_directly(self, features: ImageFeatures, image_index: torch.Tensor, prompts: torch.Tensor) -> GroundingOutput:
         """The decoder without its transformer: hypernetwork of the prompt times the upscaled features of the image.

@@ -85,6 +85,9 @@ class LanguageModel(nn.Module):
         self.expert_of_task = {task: self.expert_names.index(name) for task, name in config.moe.tasks.items()} if config.moe else {}
         if self.model.config._attn_implementation == "sdpa":
             self.model.config._attn_implementation = attention.NAME
+        for module in self.decoder.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                module.register_forward_hook(_like_input)
         if config.moe is not None:
             install_experts(self.decoder.layers, config.moe, self.routing)
 
@@ -176,6 +179,11 @@ class LanguageModel(nn.Module):
         """States (..., D) -> logits (..., V) in float32."""
         logits = self.head(states)
         return (logits if self.rows is None else self.rows.logits(logits, states)).float()
+
+
+def _like_input(_: nn.Module, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
+    """Norms whose weights train are float32 and give float32, which every layer behind them would cast to bfloat16 for itself."""
+    return out.to(given[0].dtype)
 
 
 def _causal_lm(config: LanguageConfig) -> nn.Module:

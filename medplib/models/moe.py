@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from medplib.errors import InputError
+from medplib.models.precision import lengthened
 from medplib.models.router import Router
 from medplib.types import RouterStats
 
@@ -117,8 +118,8 @@ class MoEMLP(nn.Module):
         order_N = chosen_N.argsort(stable=True)
         back_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
         sorted_ND = _Reordered.apply(rows_TD, order_N, back_N, self.top_k)
-        parts = [
-            expert(stretch)  # an unused expert still takes part in the graph, so that every rank has its gradients
+        parts = [  # an unused expert still takes part in the graph, so that every rank has its gradients
+            expert(lengthened(stretch))[: len(stretch)]
             for expert, stretch in zip(experts, sorted_ND.split(lengths.known()), strict=True)
             if len(stretch) or self.training
         ]

@@ -79,7 +79,8 @@ class StageModule(L.LightningModule):
     def configure_optimizers(self) -> dict:
         """One group per learning rate; warm-up and decay over all steps."""
         parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        optimizer = build_optimizer(self.stage.optim, parameters)
+        dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
+        optimizer = build_optimizer(self.stage.optim, parameters, dtype=dtype)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(self.stage.optim, step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -111,8 +112,11 @@ class StageModule(L.LightningModule):
                 layer.training = True  # recomputed only then; what is inside (dropout) stays as it is
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor | None:
-        """One step; every term is logged by name."""
+        """One step; every term is logged by name, in the steps that are."""
         terms, total = self.model.within(lambda: self._terms(batch))
+        every = self.trainer.log_every_n_steps
+        if not every or (self.global_step + 1) % every:
+            return total  # what is logged in other steps nobody sees, and it costs a fiftieth of a small one
         together = world_size() > 1
         shown = {f"train/{name}": value.detach() for name, value in terms.items()}
         self.log_dict(shown, batch_size=len(batch.input_ids), sync_dist=together)

@@ -23,7 +23,11 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration: they inflate small singular values fastest and leave all of them near one."""
 
 
-def orthogonalised(matrices: torch.Tensor, *, iterations: int = 5) -> torch.Tensor:
+_BFLOAT16_AT_ONCE = 3
+"""So many iterations on one Gram matrix in bfloat16: four or five lose small singular values to rounding, and large ones grow to ten."""
+
+
+def orthogonalised(matrices: torch.Tensor, *, iterations: int = 5, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The nearest semi-orthogonal matrices, roughly: singular values end between about 0.7 and 1.2.
 
     Each iteration multiplies small singular values by 3.4. What is smaller than a 700th of the norm of its matrix before stays below 0.7
@@ -32,6 +36,7 @@ def orthogonalised(matrices: torch.Tensor, *, iterations: int = 5) -> torch.Tens
     Args:
         matrices: (K, rows, columns), K of them at once.
         iterations: of Newton and Schulz, at least one.
+        dtype: of the products, float32 or bfloat16.
 
     Returns:
         The same shape, float32.
@@ -39,9 +44,20 @@ def orthogonalised(matrices: torch.Tensor, *, iterations: int = 5) -> torch.Tens
     x = matrices.float()
     turned = x.shape[1] > x.shape[2]
     x = x.mT if turned else x
-    x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
-    # Every step multiplies x by a polynomial of its Gram matrix. These factors commute, so they are gathered among small square matrices
-    # and meet the wide matrix once (a flattened convolution is ten times as wide as high).
+    x = (x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]).to(dtype)
+    at_once = iterations if dtype == torch.float32 else _BFLOAT16_AT_ONCE
+    for done in range(0, iterations, at_once):
+        x = _factor(x, min(at_once, iterations - done)) @ x
+    x = x.float()
+    return x.mT if turned else x
+
+
+def _factor(x: torch.Tensor, iterations: int) -> torch.Tensor:
+    """Square matrices (K, rows, rows) that x (K, rows, columns) is multiplied by in so many iterations.
+
+    Every iteration multiplies x by a polynomial of its Gram matrix. These factors commute, so they are gathered among small square matrices
+    and meet the wide matrix once (a flattened convolution is ten times as wide as high).
+    """
     a, b, c = _NEWTON_SCHULZ
     gram = x @ x.mT
     identity = torch.eye(len(gram[0]), dtype=x.dtype, device=x.device)
@@ -50,8 +66,7 @@ def orthogonalised(matrices: torch.Tensor, *, iterations: int = 5) -> torch.Tens
         gram = step @ gram @ step
         step = a * identity + b * gram + c * gram @ gram
         factor = step @ factor
-    x = factor @ x
-    return x.mT if turned else x
+    return factor
 
 
 class MuonAdamW(torch.optim.AdamW):
@@ -60,11 +75,13 @@ class MuonAdamW(torch.optim.AdamW):
     Args:
         groups: parameter groups with the keys params, lr, name and muon.
         betas, weight_decay: of AdamW; the decay is decoupled in both.
-        iterations: of Muon, see `orthogonalised`.
+        iterations, dtype: of Muon, see `orthogonalised`.
     """
 
-    def __init__(self, groups: Iterable[dict], *, betas: tuple[float, float], weight_decay: float, iterations: int) -> None:
-        groups, self.iterations = list(groups), iterations
+    def __init__(
+        self, groups: Iterable[dict], *, betas: tuple[float, float], weight_decay: float, iterations: int, dtype: torch.dtype
+    ) -> None:
+        groups, self.iterations, self.dtype = list(groups), iterations, dtype
         super().__init__(groups, lr=groups[0]["lr"], betas=betas, weight_decay=weight_decay, fused=True)
 
     @torch.no_grad()
@@ -100,7 +117,7 @@ class MuonAdamW(torch.optim.AdamW):
         for (rows, columns), items in by_shape.items():
             # A tall matrix has fewer directions than outputs: the root keeps the change of the output at one size.
             rate = group["lr"] * max(1.0, rows / columns) ** 0.5
-            updates = orthogonalised(torch.stack([u for _, u in items]), iterations=self.iterations)
+            updates = orthogonalised(torch.stack([u for _, u in items]), iterations=self.iterations, dtype=self.dtype)
             for (parameter, _), update in zip(items, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update.view_as(parameter).to(parameter.dtype), alpha=-rate)
@@ -111,12 +128,15 @@ def is_matrix(parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) >= 8
 
 
-def build_optimizer(config: OptimConfig, parameters: Iterable[tuple[str, nn.Parameter]]) -> MuonAdamW:
+def build_optimizer(
+    config: OptimConfig, parameters: Iterable[tuple[str, nn.Parameter]], *, dtype: torch.dtype = torch.float32
+) -> MuonAdamW:
     """One group per learning rate and kind.
 
     Args:
         config: rates by part, and the parts whose matrices follow Muon.
         parameters: (name, parameter) of everything that trains.
+        dtype: of the products of Muon.
     """
     names: dict[float, list[str]] = {config.lr: ["all_else"]}
     for part, lr in config.lr_by_part.items():
@@ -140,7 +160,7 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[tuple[str, nn.Para
     groups = [{"params": found, "lr": lr, "name": "+".join(names[lr]), "muon": False} for lr, found in adam.items()]
     if muon:
         groups.append({"params": muon, "lr": config.muon_lr, "name": "muon", "muon": True})
-    return MuonAdamW(groups, betas=config.betas, weight_decay=config.weight_decay, iterations=config.muon_iterations)
+    return MuonAdamW(groups, betas=config.betas, weight_decay=config.weight_decay, iterations=config.muon_iterations, dtype=dtype)
 
 
 def rate_factor(config: OptimConfig, step: int, steps: int) -> float:

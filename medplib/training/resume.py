@@ -113,7 +113,7 @@ class ResumePoints(L.Callback):
                              found="another one", remedy="start afresh with --resume.fresh true, or restore what changed")  # fmt: skip
         if meta["samples"] != self.samples:
             each, rest = divmod(meta["samples"], ranks)
-            remedy = f"go on with a number of ranks that divides {meta['samples']}" if rest else f"set data.batch_size to {each}"
+            remedy = f"go on with a number of ranks that divides {meta['samples']}" if rest else f"make data.batch_size {each} on each rank"
             raise InputError(where=point, expected=f"batches of {meta['samples']} samples over all ranks",
                              found=f"{self.samples} on {ranks}", remedy=remedy)  # fmt: skip
 

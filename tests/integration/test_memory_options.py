@@ -107,3 +107,27 @@ def test_a_bad_record_in_a_loader_process_is_one_line(trained: Trained, tmp_path
 
 def _stage(trained: Trained, name: str) -> dict:
     return yaml.safe_load((trained.configs / f"{name}.yaml").read_text())["model"]["stage"]
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+@pytest.mark.parametrize("stage", ["grounder0", "moe"])
+def test_bfloat16_where_the_processor_multiplies_it(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, stage: str, native: bool, precision: str
+) -> None:
+    """Said in a line; float32 gives the very weights of a run that did not ask, bfloat16 losses near its own."""
+    monkeypatch.setattr("medplib.models.precision.multiplies_bfloat16", lambda device: native)
+    caplog.set_level("INFO")
+    after = fit(trained, stage, tmp_path / "out", "--native_bfloat16", "true")
+    assert f"trainer.precision {precision}: this processor multiplies {'bfloat16' if native else 'no bfloat16'}" in caplog.text
+    before = load_checkpoint(trained.folder(stage))
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.tensors().items()) is not native
+    assert {tensor.dtype for tensor in after.values() if tensor.is_floating_point()} == {torch.float32}
+    found = load_checkpoint(tmp_path / "out").lineage.metrics
+    for name in ("mask_bce", "mask_dice", "presence"):
+        assert found[name] == pytest.approx(before.lineage.metrics[name], rel=0.05), name
+
+
+def test_bfloat16_is_asked_for_in_one_way(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"trainer\.precision: expected none beside native_bfloat16, found 32-true"):
+        fit(trained, "align", tmp_path / "out", "--native_bfloat16", "true", "--trainer.precision", "32-true")
+    assert not (tmp_path / "out").exists()

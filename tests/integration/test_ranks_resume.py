@@ -81,7 +81,7 @@ def test_batches_must_stay_as_large(trained: Trained, tmp_path: Path) -> None:
     done = leg(trained, tmp_path, "--data.batch_size", "2", stop=7)
     assert done.returncode == 2
     assert "batches of 4 samples over all ranks" in done.stderr
-    assert "set data.batch_size to 4" in done.stderr
+    assert "make data.batch_size 4 on each rank" in done.stderr
 
 
 def test_gradients_that_wait_for_the_next_epoch_would_be_lost(trained: Trained, tmp_path: Path) -> None:

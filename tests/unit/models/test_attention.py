@@ -82,6 +82,28 @@ def test_no_mask_is_read_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert masks == [(4, False), (embeds.shape[1] - 4, True)] * 2
 
 
+@pytest.mark.parametrize("unmasked", [0, 4])
+def test_halves_attend_in_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch, unmasked: int) -> None:
+    types: list[torch.dtype] = []
+    whole = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, *rest: object, **others: object) -> torch.Tensor:
+        out = whole(query, *rest, **others)
+        types.extend([query.dtype, out.dtype])
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    language, (embeds, mask, positions, real) = _language("grouped keys"), _batch()
+    exact = language.hidden(embeds, mask=mask, positions=positions, unmasked=unmasked)
+    types.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halves = language.hidden(embeds, mask=mask, positions=positions, unmasked=unmasked)
+    assert set(types) == {torch.float32}
+    torch.testing.assert_close(halves[real].float(), exact[real], atol=0.05, rtol=0.05)
+    halves[real].float().square().sum().backward()
+    assert embeds.grad.isfinite().all()
+
+
 def test_layers_computed_again_know_it() -> None:
     found = []
     for again in (False, True):

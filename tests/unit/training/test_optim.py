@@ -38,6 +38,19 @@ def test_iterations_say_which_singular_values_are_levelled(iterations, smallest)
     assert (result[values < smallest] < 0.65).all()
 
 
+@pytest.mark.parametrize("iterations", [1, 3, 4, 5, 7])
+@pytest.mark.parametrize("shape", [(64, 64), (160, 400), (400, 160)])
+def test_products_in_bfloat16_give_nearly_the_same(shape, iterations):
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    matrix = (u * torch.logspace(0, -2, min(shape))) @ v
+    exact = orthogonalised(matrix[None], iterations=iterations)[0]
+    rough = orthogonalised(matrix[None], iterations=iterations, dtype=torch.bfloat16)[0]
+    assert rough.dtype == torch.float32
+    assert float(torch.linalg.matrix_norm(rough - exact) / torch.linalg.matrix_norm(exact)) < 0.06
+    assert float(torch.linalg.svdvals(rough).max()) < 1.3
+
+
 @pytest.mark.parametrize("iterations", [0, -1])
 def test_no_iteration_is_refused(iterations):
     with pytest.raises(InputError, match="muon_iterations"):

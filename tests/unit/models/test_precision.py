@@ -1,0 +1,45 @@
+"""Which processors multiply bfloat16, and products that lose nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medplib.models.precision import bfloat16_parts, exact_product, multiplies_bfloat16
+
+
+@pytest.mark.parametrize(
+    ("instructions", "expected"),
+    [
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+        ({"neon": True, "bf16": True}, True),
+        ({"neon": True, "bf16": False}, False),
+        ({}, False),
+    ],
+)
+def test_a_processor_says_what_it_multiplies(monkeypatch: pytest.MonkeyPatch, instructions: dict[str, bool], expected: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
+    assert multiplies_bfloat16("cpu") is expected
+    assert multiplies_bfloat16("meta") is False
+
+
+def test_a_torch_that_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert multiplies_bfloat16("cpu") is False
+
+
+def test_three_parts_hold_a_float() -> None:
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    parts = bfloat16_parts(values, 3)
+    assert {part.dtype for part in parts} == {torch.bfloat16}
+    assert torch.equal(sum(part.double() for part in parts).float(), values)
+
+
+def test_products_are_summed_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(size, generator=generator).bfloat16() for size in ((5, 4096), (4096, 3)))
+    product = exact_product(left, right)
+    assert product.dtype == torch.float32
+    torch.testing.assert_close(product, (left.double() @ right.double()).float(), atol=1e-3, rtol=1e-4)
