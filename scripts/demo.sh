@@ -14,13 +14,17 @@ say "built-in data"
 
 threads=$OMP_NUM_THREADS
 export OMP_NUM_THREADS=1  # operations are small: a process per core beats a thread per core
-if [ "$threads" -gt 1 ]; then ranks="--config configs/parts/strategy_ddp.yaml --trainer.devices 2 --data.shared_batch true"; else ranks=""; fi
-each=$((threads > 3 ? threads / 2 : 1))
 options() { echo "--config configs/demo/$1.yaml --native_bfloat16 true --if_finished skip"; }
 fit() { python -m medplib.fit "$@"; }
+ranks=""
+fit_alone() { fit "$@"; }  # a stage beside which nothing else can run
+if [ "$threads" -gt 1 ]; then
+  ranks="--config configs/parts/strategy_ddp.yaml --trainer.devices 2 --data.shared_batch true"
+  fit_alone() { OMP_NUM_THREADS=$((threads > 3 ? threads / 2 : 1)) torchrun --nproc_per_node 2 -m medplib.fit "$@"; }
+fi
 
 say "stage 0: image encoder"
-OMP_NUM_THREADS=$each fit $(options stage0_dense) $ranks
+fit_alone $(options stage0_dense) $ranks
 
 say "one core each: the grounder (stage 0), and the language side (stage 0, I, II; runs/demo/language.log)"
 mkdir -p runs/demo
@@ -36,7 +40,7 @@ trap - EXIT
 grep -e "^wrote" -e "up to date" runs/demo/language.log
 
 say "stages III and IV"
-OMP_NUM_THREADS=$each fit $(options stage3_grounding) $ranks --then $(options stage4_moe) $ranks
+fit_alone $(options stage3_grounding) $ranks --then $(options stage4_moe) $ranks
 
 say "evaluation and controls"  # four processes are enough, each holds the model
 python -m medplib.evaluate --checkpoint checkpoints/demo/stage4_moe --suite configs/eval/demo.yaml --out runs/demo --ranks "$((threads < 4 ? threads : 4))"
@@ -52,10 +56,10 @@ for record in json.load(open("data/phantom/test/MeCoVQA_Grounding_test.json")):
 PY
 )
 rm -rf runs/demo/predict_png runs/demo/predict_volume
-python -m medplib.predict --checkpoint checkpoints/demo/stage4_moe --image "$image" \
-  --question "Segment the liver in this image." --out runs/demo/predict_png
-python -m medplib.predict --checkpoint checkpoints/demo/stage4_moe --image data/phantom/volumes/ct_00.nii.gz --axis coronal \
-  --question "Segment the liver in this image." --out runs/demo/predict_volume
+predict() { python -m medplib.predict --checkpoint checkpoints/demo/stage4_moe --question "Segment the liver in this image." "$@"; }
+predict --image "$image" --out runs/demo/predict_png & one=$!
+predict --image data/phantom/volumes/ct_00.nii.gz --axis coronal --out runs/demo/predict_volume
+wait $one
 
 say "done: runs/demo/report.html, runs/demo/metrics.json"
 python -m medplib.lineage show checkpoints/demo/stage4_moe

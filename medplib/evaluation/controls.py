@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,13 +18,8 @@ from medplib.inference.predictor import Predictor
 from medplib.ranks import gathered, rank, world_size
 from medplib.types import Record
 
-
-@dataclass(frozen=True)
-class MosaicPair:
-    """Two images side by side and the two questions about it: one about the left half's structure, one about the right half's."""
-
-    left: Loaded
-    right: Loaded
+PAIRS_AT_ONCE = 8
+"""Mosaics that are answered in one batch."""
 
 
 def mosaic_pairs(records: Sequence[Record], *, count: int, seed: int) -> list[tuple[Record, Record]]:
@@ -58,18 +53,22 @@ def mosaic_control(
     """
     cache, scored = FileCache(64), []
     pairs = mosaic_pairs(records, count=count, seed=seed)
-    for index in range(rank(), len(pairs), world_size()):
-        first, second = pairs[index]
-        joined = mosaic(load_records((first,), cache), load_records((second,), cache))
+    for start in range(PAIRS_AT_ONCE * rank(), len(pairs), PAIRS_AT_ONCE * world_size()):
         questions = [
-            Loaded(joined.images, (record,), (masks,), ((),)) for record, masks in zip(joined.records, joined.target_masks, strict=True)
+            Loaded(joined.images, (record,), (masks,), ((),))
+            for first, second in pairs[start : start + PAIRS_AT_ONCE]
+            for joined in (mosaic(load_records((first,), cache), load_records((second,), cache)),)
+            for record, masks in zip(joined.records, joined.target_masks, strict=True)
         ]
         answers = [
-            _binary(p.masks[0].probability) if p.masks else np.zeros(joined.images[0].shape[:2], bool) for p in predictor.answer(questions)
+            _binary(p.masks[0].probability) if p.masks else np.zeros(q.images[0].shape[:2], bool)
+            for p, q in zip(predictor.answer(questions), questions, strict=True)
         ]
-        counts = overlap(answers[0], answers[1])
         scores = [dice(overlap(a, q.target_masks[0][0]), empty=0.0) for a, q in zip(answers, questions, strict=True)]
-        scored.append((index, counts.intersection / counts.union if counts.union else 0.0, float(np.mean(scores))))
+        for index in range(0, len(questions), 2):
+            counts = overlap(answers[index], answers[index + 1])
+            both = counts.intersection / counts.union if counts.union else 0.0
+            scored.append((start + index // 2, both, float(np.mean(scores[index : index + 2]))))
     _, overlaps, dices = zip(*sorted(gathered(scored)), strict=True) if pairs else ((), (), ())
     clusters = [(first.meta.source, first.meta.patient or first.id) for first, _ in pairs]
     policy = f"probability > {STRICT.threshold}; missing <SEG> = empty mask"

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from medplib.models.precision import full_precision
+
 GRID = 8
 STRONGEST = 6
 """Cells: about the area of the smallest thing worth asking for on a grid of 16 x 16."""
@@ -46,6 +48,12 @@ def _reader(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(FACTS, width), nn.GELU(), nn.Linear(width, width))
 
 
+def _read(layers: nn.Sequential, maps_IKgg: torch.Tensor) -> torch.Tensor:
+    """What the layers of a reader make of the facts of maps (I, K, g, g), (I, K, D); not in halves, whose rounding blurs what is larger."""
+    with full_precision(maps_IKgg.device):
+        return layers(map_facts(maps_IKgg.to(layers[0].weight.dtype)))
+
+
 class MapTokens(nn.Module):
     """One token per map: which one it is, where it is strong and how strong."""
 
@@ -56,7 +64,7 @@ class MapTokens(nn.Module):
 
     def forward(self, maps_IKgg: torch.Tensor) -> torch.Tensor:
         """(I, K, g, g) -> (I, K, D)."""
-        return self.which + self.layers(map_facts(maps_IKgg))
+        return self.which + _read(self.layers, maps_IKgg)
 
 
 class GroundedWords(nn.Module):
@@ -93,7 +101,7 @@ class GroundedWords(nn.Module):
         The mean where a row has several images; `image_row` (I,) names their rows.
         """
         overview_ID = self.overview(features_IggV.mean(dim=(1, 2)))
-        named_IKD = self.layers(map_facts(features_IggV[..., -len(self.name_ids) :].permute(0, 3, 1, 2)))
+        named_IKD = _read(self.layers, features_IggV[..., -len(self.name_ids) :].permute(0, 3, 1, 2))
         carried = torch.cat([named_IKD, torch.zeros_like(overview_ID)[:, None]], dim=1) + overview_ID[:, None]
         count = torch.bincount(image_row, minlength=rows).clamp(min=1).to(carried.dtype)
         return carried.new_zeros(rows, *carried.shape[1:]).index_add(0, image_row, carried) / count[:, None, None]

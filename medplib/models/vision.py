@@ -14,6 +14,7 @@ from medplib.errors import InputError
 from medplib.models.config_grounding import GrounderConfig
 from medplib.models.conv_encoder import STATISTICS
 from medplib.models.grounding import build_grounder, valid_mask
+from medplib.models.precision import full_precision
 from medplib.models.pretrained import load_pretrained, load_timm, pretrained_config
 from medplib.types import Letterbox
 
@@ -162,8 +163,9 @@ class _Grounder(nn.Module):
         fused = self.fuse(torch.cat([cells, raw], dim=-1))
         if self.evidence is None:
             return fused
-        shown = cells[..., -fine.shape[1] :]  # the mean of a linear map is the map of the mean
-        return torch.cat([fused, torch.tanh(self.evidence(shown) / EVIDENCE_SCALE)], dim=-1)
+        with full_precision(pixels.device):  # sizes are told from how far a map stays below one
+            shown = cells[..., -fine.shape[1] :].to(self.evidence.weight.dtype)  # the mean of a linear map is the map of the mean
+            return torch.cat([fused, torch.tanh(self.evidence(shown) / EVIDENCE_SCALE)], dim=-1)
 
 
 def _timm(config: VisionConfig) -> nn.Module:

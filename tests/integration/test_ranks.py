@@ -44,7 +44,8 @@ def test_two_ranks_are_one(trained: Trained, alone, tmp_path: Path, strategy: st
     if strategy.startswith("zero"):
         pytest.importorskip("deepspeed")
     more = ["--config", str(PARTS / f"strategy_{strategy}.yaml"), "--trainer.precision", "32-true"]
-    losses = run(trained, tmp_path, *more, "--trainer.devices", "2", "--data.batch_size", "2")
+    batch = ("--data.batch_size", "4", "--data.shared_batch", "true") if strategy == "ddp" else ("--data.batch_size", "2")
+    losses = run(trained, tmp_path, *more, "--trainer.devices", "2", *batch)
     assert len(losses) == STEPS
     assert losses == pytest.approx(alone[0], rel=1e-5)
     found = load_checkpoint(tmp_path / "weights").tensors()
@@ -68,6 +69,12 @@ def test_what_pieces_do_not_allow_is_refused(trained: Trained, tmp_path: Path, s
     more = ("--trainer.precision", "32-true", "--trainer.devices", "1", f"--model.stage.{option}", value)
     with pytest.raises(AssertionError, match=said):
         run(trained, tmp_path, "--config", str(PARTS / f"strategy_{strategy}.yaml"), *more)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(trained: Trained, tmp_path: Path) -> None:
+    more = ("--trainer.devices", "3", "--data.batch_size", "4", "--data.shared_batch", "true")
+    with pytest.raises(AssertionError, match=r"error: data\.batch_size: expected a multiple of the 3 ranks that share a batch, found 4"):
+        run(trained, tmp_path, "--config", str(PARTS / "strategy_ddp.yaml"), *more)
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])

@@ -126,5 +126,25 @@ def test_shared_prefix_and_left_padding_change_no_logit() -> None:
         padded = Collator(encoder.text, pad_left=True)([encoder.encode(a) for a in apart])
         assert padded.unmasked == 0
         left = model(padded).label_logits
-    for other in (shared, right, left):
+        stepped = Collator(encoder.text, length_step=32)([encoder.encode(a) for a in apart])
+        longer = model(stepped).label_logits
+    assert stepped.input_ids.shape[1] % 32 == 0
+    assert stepped.attention_mask.sum() == padded.attention_mask.sum() < stepped.attention_mask.numel()
+    for other in (shared, right, left, longer):
         assert torch.allclose(single, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("pad_left", [False, True])
+def test_lengths_are_multiples_of_the_step(pad_left: bool) -> None:
+    encoder = SampleEncoder(tokenizer=TOKENIZER, spec=InputSpec(vision_size=32, image_tokens=4, region_grid=4, sam_size=None))
+    samples = [encoder.encode(_loaded(("Segment the liver.", "yes"))), encoder.encode(_loaded(("What is this?", "no liver")))]
+    plain, stepped = (Collator(encoder.text, pad_left=pad_left, length_step=step)(samples) for step in (1, 16))
+    length = plain.input_ids.shape[1]
+    assert length % 16
+    assert stepped.input_ids.shape[1] == length + 16 - length % 16
+    for name in ("input_ids", "labels", "attention_mask", "segments", "positions"):
+        whole = getattr(stepped, name)
+        kept, added = (whole[:, -length:], whole[:, :-length]) if pad_left else (whole[:, :length], whole[:, length:])
+        assert torch.equal(kept, getattr(plain, name)), name
+        assert (added == {"input_ids": TOKENIZER.pad_token_id, "labels": -100}.get(name, 0)).all(), name
+    assert torch.equal(stepped.target_position, plain.target_position + (16 - length % 16 if pad_left else 0))

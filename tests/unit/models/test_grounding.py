@@ -228,6 +228,18 @@ def test_direct_decoding_is_hypernetwork_times_upscaled_image():
         torch.testing.assert_close(out.presence_logit[n : n + 1], wanted)
 
 
+def test_halves_give_one_mask_for_each_prompt_and_the_same():
+    model, boxes = direct_grounder(), [Letterbox.fit((64, 48), 64)] * 2
+    pixels, image, prompts = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.tensor([1, 0, 1]), torch.randn(3, 32)
+    exact = model.decode(model.encode(pixels, boxes), image, prompts)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model.decode(model.encode(pixels, boxes), image, prompts)
+        nothing = model.decode(model.encode(pixels, boxes), image[:0], prompts[:0])
+    assert len(nothing.mask_logits) == len(nothing.presence_logit) == len(nothing.quality) == 0
+    for name in ("low_res_logits", "mask_logits", "quality", "presence_logit"):
+        torch.testing.assert_close(getattr(rough, name), getattr(exact, name), atol=0.05, rtol=0.05, msg=name)
+
+
 def test_residual_decoder_starts_from_what_is_drawn_directly():
     """Without the transformer's share the whole decoder equals `decode_directly`; with it, it does not."""
     model = direct_grounder()

@@ -52,6 +52,27 @@ def test_fixed_shapes_give_the_same(top_k: int, gate: str) -> None:
     torch.testing.assert_close(layer(x), wanted, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_halves_take_the_same_ways_and_have_their_gradients(top_k: int) -> None:
+    """In bfloat16 on a CPU experts get rows of zeros besides, which must reach neither outputs nor gradients."""
+    found = []
+    for halves in (False, True):
+        layer, routing = _layer(top_k)
+        torch.manual_seed(1)
+        x = torch.randn(2, 5, 8, requires_grad=True)
+        routing.start(torch.tensor([[True] * 5, [True] * 2 + [False] * 3]))
+        lengths = []
+        for expert in layer.experts.values():
+            expert.register_forward_pre_hook(lambda _, given, seen=lengths: seen.append(len(given[0])))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=halves):
+            out = layer(x)
+        out.float().square().sum().backward()
+        assert all(length % 8 == 0 for length in lengths) is halves
+        found.append((out.detach().float(), x.grad, *(p.grad for p in layer.experts.parameters())))
+    for exact, rough in zip(*found, strict=True):
+        torch.testing.assert_close(rough, exact, atol=0.05, rtol=0.05)
+
+
 def test_an_only_expert_is_not_scaled_and_the_router_learns_as_if_it_were() -> None:
     layer, routing = _layer()
     x = torch.randn(1, 6, 8)

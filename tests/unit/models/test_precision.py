@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medplib.models.precision import bfloat16_parts, exact_product, multiplies_bfloat16
+from medplib.models.precision import bfloat16_parts, common_length, exact_product, lengthened, multiplies_bfloat16
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,24 @@ def test_products_are_summed_in_float32() -> None:
     product = exact_product(left, right)
     assert product.dtype == torch.float32
     torch.testing.assert_close(product, (left.double() @ right.double()).float(), atol=1e-3, rtol=1e-4)
+
+
+def test_common_lengths_are_few_and_near() -> None:
+    found = [common_length(count) for count in range(1, 4097)]
+    assert all(count <= length <= max(count * 17 / 16, count + 7) for count, length in enumerate(found, 1))
+    assert found == sorted(found)
+    assert len(set(found)) < 140
+
+
+def test_only_halves_on_a_cpu_are_lengthened() -> None:
+    rows = torch.randn(5, 3)
+    assert lengthened(rows) is rows
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        longer = lengthened(rows)
+        assert lengthened(rows[:0]).shape == (0, 3)
+    assert longer.shape == (8, 3)
+    assert torch.equal(longer[:5], rows)
+    assert not longer[5:].any()
+    assert lengthened(rows.bfloat16()).shape == (8, 3)
+    assert lengthened(torch.randn(8, 3).bfloat16()).shape == (8, 3)
+    assert lengthened(rows.to("meta", torch.bfloat16)).shape == (5, 3)
