@@ -37,7 +37,7 @@ class SourceStamp:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What lineage.json says; `run_sha256` is the hash of the configuration that was run.
+    """What lineage.json says; `run_sha256` is the hash of the configuration that was run, `precision` and `ranks` are the trainer's.
 
     `parents` maps a role (base, part:grounder, expert:vl, token_rows) to the parent's lineage with its weight hash. `folder` is only a
     name: a checkpoint must not carry paths of the machine that made it.
@@ -53,6 +53,8 @@ class Lineage:
     folder: str = ""
     seed: int = 0
     seconds: float = 0.0
+    precision: str = ""
+    ranks: int = 1
     sources: tuple[SourceStamp, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
     packages: dict[str, str] = field(default_factory=dict)
@@ -250,7 +252,9 @@ def ancestry(lineage: Lineage, *, role: str = "", depth: int = 0, told: set[str]
     if lineage.weights_sha256 in told:
         return [f"{own} weights {lineage.weights_sha256[:12]} (see above)"]
     told.add(lineage.weights_sha256)
-    lines = [f"{own} weights {lineage.weights_sha256[:12]} trained {', '.join(lineage.trained)}"]
+    how = f" in {lineage.precision}" if lineage.precision else ""
+    how += f" on {lineage.ranks} ranks" if lineage.ranks > 1 else ""
+    lines = [f"{own}{how} weights {lineage.weights_sha256[:12]} trained {', '.join(lineage.trained)}"]
     for source in lineage.sources:
         lines.append(f"{'  ' * depth}  data {source.file} n {source.records} sha256 {source.sha256[:12]}")
     for name, parent in lineage.parents.items():

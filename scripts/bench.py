@@ -13,6 +13,7 @@ i: overlap and surface Dice of masks beside loops over tensors and MONAI.
 l: slices of a volume, in batches beside one at a time.
 m: two ranks that exchange gradients beside two processes apart.
 n: the grounder on a batch beside one image and one prompt at a time.
+o: a training step in float32 beside the same in bfloat16, on CPUs that multiply it.
 j: how long commands take to start; k: bytes of a resume point.
 step3, step4: one training step of the full-size stages III and IV with random weights, beside what `medplib.plan` says: samples per second,
 share of the matrix-product roof measured in the same run, peak memory over planned memory. On a CPU the same code runs at a tiny size.
@@ -31,6 +32,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 import torch
+from bench_bfloat16 import bfloat16_rows
 from bench_data import data_rows
 from bench_features import feature_rows
 from bench_lora import lora_rows
@@ -60,6 +62,7 @@ PARTS = {
     "l": volume_rows,
     "m": rank_rows,
     "n": masks,
+    "o": bfloat16_rows,
 }
 
 

@@ -183,6 +183,8 @@ class StageModule(L.LightningModule):
             run_sha256=run_sha256,
             seed=self.stage.seed,
             seconds=round(time.perf_counter() - self.started, 1),
+            precision=str(self.trainer.precision),
+            ranks=self.trainer.world_size,
             sources=tuple(SourceStamp(Path(f).name, sha256_file(Path(f)), n) for f, n in sources.items()),
             metrics={k: round(float(v), 6) for k, v in getattr(self, "val_figures", {}).items()},
             parents=self.parents,

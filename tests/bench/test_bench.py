@@ -2,8 +2,11 @@
 
 import json
 
+import pytest
+
 from medplib.models.config_grounding import GrounderConfig, VitConfig
 from scripts.bench import _write, main
+from scripts.bench_bfloat16 import bfloat16_rows
 from scripts.bench_data import data_rows
 from scripts.bench_features import feature_rows
 from scripts.bench_lora import lora_rows
@@ -80,3 +83,9 @@ def test_rows_that_were_not_run_stay_in_the_file(tmp_path):
 
 def test_slices_in_batches_say_the_same():
     assert [row.id for row in volume_rows("cpu", slices=5, repeats=1)] == ["l"]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_has_the_same_loss_where_there_is_any(monkeypatch, native):
+    monkeypatch.setattr("scripts.bench_bfloat16.multiplies_bfloat16", lambda device: native)
+    assert [row.id for row in bfloat16_rows("cpu", samples=1, repeats=1)] == ["o"] * native

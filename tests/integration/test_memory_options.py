@@ -13,7 +13,7 @@ from conftest import Trained
 from medplib.config import from_dict
 from medplib.errors import InputError
 from medplib.fit import main
-from medplib.lineage import load_checkpoint
+from medplib.lineage import ancestry, load_checkpoint
 from medplib.training.assemble import assemble
 from medplib.training.module import StageModule
 from medplib.training.parts import part_of
@@ -122,7 +122,10 @@ def test_bfloat16_where_the_processor_multiplies_it(
     before = load_checkpoint(trained.folder(stage))
     assert all(torch.equal(after[name], tensor) for name, tensor in before.tensors().items()) is not native
     assert {tensor.dtype for tensor in after.values() if tensor.is_floating_point()} == {torch.float32}
-    found = load_checkpoint(tmp_path / "out").lineage.metrics
+    lineage = load_checkpoint(tmp_path / "out").lineage
+    found = lineage.metrics
+    assert (lineage.precision, lineage.ranks) == (precision, 1)
+    assert f"steps {lineage.steps} in {precision} weights" in ancestry(lineage)[0]
     for name in ("mask_bce", "mask_dice", "presence"):
         assert found[name] == pytest.approx(before.lineage.metrics[name], rel=0.05), name
 

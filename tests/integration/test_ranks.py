@@ -48,6 +48,7 @@ def test_two_ranks_are_one(trained: Trained, alone, tmp_path: Path, strategy: st
     losses = run(trained, tmp_path, *more, "--trainer.devices", "2", *batch)
     assert len(losses) == STEPS
     assert losses == pytest.approx(alone[0], rel=1e-5)
+    assert load_checkpoint(tmp_path / "weights").lineage.ranks == 2
     found = load_checkpoint(tmp_path / "weights").tensors()
     assert found.keys() == alone[1].keys()
     for name, tensor in alone[1].items():  # Adam divides gradients near zero by their own size, so single values may part earlier
