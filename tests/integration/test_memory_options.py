@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from csv import DictReader
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,18 @@ def test_bfloat16_is_asked_for_in_one_way(trained: Trained, tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"trainer\.precision: expected none beside native_bfloat16, found 32-true"):
         fit(trained, "align", tmp_path / "out", "--native_bfloat16", "true", "--trainer.precision", "32-true")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("every", "steps"), [("1", [0, 1, 2, 3]), ("2", [1, 3]), ("0", [])])
+def test_terms_are_logged_in_the_steps_that_are(trained: Trained, tmp_path: Path, every: str, steps: list[int]) -> None:
+    csv = (
+        "lightning.pytorch.loggers.CSVLogger",
+        "--trainer.logger.init_args.save_dir",
+        str(tmp_path),
+        "--trainer.logger.init_args.name",
+        "logs",
+    )
+    fit(trained, "align", tmp_path / "out", "--trainer.max_steps", "4", "--trainer.log_every_n_steps", every, "--trainer.logger", *csv)
+    file = tmp_path / "logs/version_0/metrics.csv"
+    rows = list(DictReader(file.open())) if file.exists() else []
+    assert [int(row["step"]) for row in rows if row.get("train/loss")] == steps
