@@ -17,8 +17,8 @@ export OMP_NUM_THREADS=1  # operations are small: a process per core beats a thr
 options() { echo "--config configs/demo/$1.yaml --native_bfloat16 true --if_finished skip"; }
 fit() { python -m medplib.fit "$@"; }
 ranks=""
-fit_alone() { fit "$@"; }  # a stage beside which nothing else can run
-if [ "$threads" -gt 1 ]; then
+fit_alone() { OMP_NUM_THREADS=$threads fit "$@"; }  # a stage beside which nothing else can run
+if [ "$threads" -gt 1 ] && ! command -v nvidia-smi >/dev/null 2>&1; then  # two ranks would want two GPUs
   ranks="--config configs/parts/strategy_ddp.yaml --trainer.devices 2 --data.shared_batch true"
   fit_alone() { OMP_NUM_THREADS=$((threads > 3 ? threads / 2 : 1)) torchrun --nproc_per_node 2 -m medplib.fit "$@"; }
 fi
