@@ -20,7 +20,7 @@ ranks=""
 fit_alone() { OMP_NUM_THREADS=$threads fit "$@"; }  # a stage beside which nothing else can run
 if [ "$threads" -gt 1 ] && ! command -v nvidia-smi >/dev/null 2>&1; then  # two ranks would want two GPUs
   ranks="--config configs/parts/strategy_ddp.yaml --trainer.devices 2 --data.shared_batch true"
-  fit_alone() { OMP_NUM_THREADS=$((threads > 3 ? threads / 2 : 1)) torchrun --nproc_per_node 2 -m medplib.fit "$@"; }
+  fit_alone() { OMP_NUM_THREADS=$((threads > 3 ? threads / 2 : 1)) fit "$@"; }
 fi
 
 say "stage 0: image encoder"
