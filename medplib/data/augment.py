@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from medplib.data.encode import Loaded
+from medplib.imaging.grey import from_plane, grey_plane
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Augmenter:
 
         c = config
         steps: list = []
+        self._moves = bool(c.flip_vertical or c.rotate or c.scale or c.translate)  # or else masks stay as they are
         if c.flip_vertical:
             steps.append(A.VerticalFlip(p=c.flip_vertical))
         if c.rotate or c.scale or c.translate:
@@ -74,6 +76,7 @@ class Augmenter:
         if c.blur:
             steps.append(A.Blur(3, p=c.blur))
         self._apply, self._flip = A.Compose(steps) if steps else None, c.flip
+        self._by_plane = not (c.colour or c.noise)  # the channels of a grey image stay equal, so that one is enough
 
     def __call__(self, loaded: Loaded, rng: np.random.Generator) -> Loaded:
         """The changed sample; the original when nothing is configured or a present target or region would vanish."""
@@ -83,16 +86,22 @@ class Augmenter:
             loaded = _mirrored(loaded)
         if self._apply is None:
             return loaded
-        present = [m for masks in (*loaded.target_masks, *loaded.region_masks) for m in masks if m is not None]
         self._apply.set_random_seed(int(rng.integers(2**31)))
-        if present:
-            out = self._apply(image=loaded.images[0], masks=[m.astype(np.uint8) for m in present])
-            changed = [np.asarray(m, bool) for m in out["masks"]]
-        else:
-            out, changed = self._apply(image=loaded.images[0]), []
+        plane = grey_plane(loaded.images[0]) if self._by_plane else None
+        image = loaded.images[0] if plane is None else plane
+        present = [m for masks in (*loaded.target_masks, *loaded.region_masks) for m in masks if m is not None]
+        if not (present and self._moves):
+            return replace(loaded, images=(_image(self._apply(image=image)["image"]),))
+        out = self._apply(image=image, masks=[m.astype(np.uint8) for m in present])
+        changed = [np.asarray(m, bool) for m in out["masks"]]
         if any(new.sum() < 0.3 * old.sum() for new, old in zip(changed, present, strict=True)):
             return loaded
-        return _with_masks(replace(loaded, images=(out["image"],)), changed)
+        return _with_masks(replace(loaded, images=(_image(out["image"]),)), changed)
+
+
+def _image(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) from what was changed, a plane (H, W) or an image."""
+    return from_plane(pixels) if pixels.ndim == 2 else pixels
 
 
 def _with_masks(loaded: Loaded, present: list[np.ndarray]) -> Loaded:
@@ -114,4 +123,6 @@ def _speaks_of_sides(loaded: Loaded) -> bool:
 def _mirrored(loaded: Loaded) -> Loaded:
     """Left and right exchanged, in the image and in all masks."""
     masks = [m[:, ::-1] for group in (*loaded.target_masks, *loaded.region_masks) for m in group if m is not None]
-    return _with_masks(replace(loaded, images=(np.ascontiguousarray(loaded.images[0][:, ::-1]),)), masks)
+    image = loaded.images[0][:, ::-1]
+    plane = grey_plane(image)
+    return _with_masks(replace(loaded, images=(_image(np.ascontiguousarray(image) if plane is None else plane),)), masks)

@@ -34,7 +34,7 @@ class Collator:
         targets = [(row, target) for row, sample in enumerate(samples) for target in sample.targets]
         size = samples[0].letterboxes[0].size
         names = [target.name for _, target in targets]
-        name_ids = [torch.tensor(self.text.name_ids(name)) for name in names]
+        name_ids = [torch.from_numpy(np.array(self.text.name_ids(name))) for name in names]
         return Batch(
             input_ids=self._pad([s.input_ids for s in samples], self.pad_id, longest),
             labels=self._pad([s.labels for s in samples], IGNORE_LABEL, longest),

@@ -72,15 +72,15 @@ class SampleEncoder:
                 found=str(len(run.ids)),
                 remedy="raise model.max_length or shorten the conversation",
             )
-        segments_L = torch.from_numpy(np.array(segments))  # a third of the time of torch.tensor
+        segments_L = np.array(segments)
         images = loaded.images if self.with_image else tuple(np.full_like(image, 127) for image in loaded.images)
         sam_size = self.spec.sam_size
-        vision_pixels, sam_pixels = _pixels(images, self.spec.vision_size, sam_size)
+        vision_pixels, sam_pixels = _pixels(images, self.spec.vision_size, sam_size, published=self.spec.legacy)
         return Sample(
             input_ids=torch.from_numpy(np.array(run.ids)),
             labels=torch.from_numpy(np.array(run.labels)),
-            segments=segments_L,
-            positions=prefix_positions(segments_L),
+            segments=torch.from_numpy(segments_L),  # a third of the time of torch.tensor
+            positions=torch.from_numpy(prefix_positions(segments_L)),
             vision_pixels=vision_pixels,
             sam_pixels=sam_pixels,
             letterboxes=tuple(Letterbox.fit(image.shape[:2], sam_size or self.spec.vision_size) for image in images),
@@ -174,22 +174,26 @@ def _with_decisions(turn: Turn, index: int, targets: tuple[Target, ...]) -> Turn
     return Turn(turn.role, text)
 
 
-def prefix_positions(segments_L: torch.Tensor) -> torch.Tensor:
-    """Positions (L,) that restart behind the prefix for every segment (segments ascend from 0)."""
-    index_L = torch.arange(len(segments_L))
-    prefix = int((segments_L == 0).sum())
-    starts = torch.searchsorted(segments_L.contiguous(), segments_L.contiguous())  # first index of each token's segment
-    return torch.where(segments_L == 0, index_L, index_L - starts + prefix)
+def prefix_positions(segments_L: np.ndarray) -> np.ndarray:
+    """Positions (L,) int64 that restart behind the prefix for every segment (segments ascend from 0)."""
+    index_L = np.arange(len(segments_L))
+    starts_L = segments_L.searchsorted(segments_L)  # first index of each token's segment
+    return np.where(segments_L == 0, index_L, index_L - starts_L + segments_L.searchsorted(1))
 
 
-def _pixels(images: tuple[np.ndarray, ...], vision_size: int, sam_size: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _pixels(
+    images: tuple[np.ndarray, ...], vision_size: int, sam_size: int | None, *, published: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Pixels for the vision encoder and for the grounder, (images, 3, size, size) uint8 each; of one size they are resized once."""
+
+    def squares(size: int, *fills: tuple[int, int, int]) -> list[np.ndarray]:
+        return [letterbox_planes(image, size, fills, published=published) for image in images]
+
     if vision_size == sam_size:
-        both = [letterbox_planes(image, vision_size, (VISION_FILL, SAM_FILL)) for image in images]
+        both = squares(vision_size, VISION_FILL, SAM_FILL)
         return _joined([planes[:1] for planes in both]), _joined([planes[1:] for planes in both])
-    none = torch.zeros(len(images), 3, 0, 0, dtype=torch.uint8)
-    vision = _joined([letterbox_planes(image, vision_size, (VISION_FILL,)) for image in images]) if vision_size else none
-    return vision, None if sam_size is None else _joined([letterbox_planes(image, sam_size, (SAM_FILL,)) for image in images])
+    vision = _joined(squares(vision_size, VISION_FILL)) if vision_size else torch.zeros(len(images), 3, 0, 0, dtype=torch.uint8)
+    return vision, None if sam_size is None else _joined(squares(sam_size, SAM_FILL))
 
 
 def _joined(parts: list[np.ndarray]) -> torch.Tensor:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from medplib.data.encode import Loaded
+from medplib.imaging.grey import from_plane, grey_plane
 from medplib.types import Record
 
 
@@ -20,8 +21,10 @@ def mosaic(left: Loaded, right: Loaded) -> Loaded | None:
     """
     height = max(left.images[0].shape[0], right.images[0].shape[0])
     sizes = [_scaled(half.images[0].shape[:2], height) for half in (left, right)]
-    halves = zip((left, right), sizes, strict=True)
-    image = np.concatenate([cv2.resize(h.images[0], s[::-1], interpolation=cv2.INTER_AREA) for h, s in halves], axis=1)
+    planes = [grey_plane(half.images[0]) for half in (left, right)]
+    both_grey = all(plane is not None for plane in planes)
+    halves = zip(planes if both_grey else [half.images[0] for half in (left, right)], sizes, strict=True)
+    image = np.concatenate([cv2.resize(np.ascontiguousarray(half), s[::-1], interpolation=cv2.INTER_AREA) for half, s in halves], axis=1)
     records, targets, regions = [], [], []
     for side, (half, other) in enumerate(((left, right), (right, left))):
         for record, masks, own_regions in zip(half.records, half.target_masks, half.region_masks, strict=True):
@@ -30,7 +33,7 @@ def mosaic(left: Loaded, right: Loaded) -> Loaded | None:
             records.append(record)
             targets.append(tuple(None if m is None else _pasted(m, sizes, side) for m in masks))
             regions.append(tuple(_pasted(m, sizes, side) for m in own_regions))
-    return Loaded((image,), tuple(records), tuple(targets), tuple(regions)) if records else None
+    return Loaded((from_plane(image) if both_grey else image,), tuple(records), tuple(targets), tuple(regions)) if records else None
 
 
 def _stays_true(record: Record, other: Record) -> bool:

@@ -1,18 +1,22 @@
 """Images and masks into the square of the model and back; the arithmetic is `medplib.types.Letterbox`.
 
-Images are resized as the published preprocessing does (longest side to the size of the square, Pillow's bilinear filter, centred
-padding). Masks are resized by area: a pixel of the result holds the fraction of it that the mask covers when every pixel is a unit
-square. That one definition is box averaging when shrinking and keeps straight edges exact when enlarging.
+Images are resized as the published preprocessing does: longest side to the size of the square, bilinear with a filter that widens when
+shrinking, as Pillow's, centred padding. Masks are resized by area: a pixel of the result holds the fraction of it that the mask covers
+when every pixel is a unit square. That one definition is box averaging when shrinking and keeps straight edges exact when enlarging.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 
+import cv2
 import numpy as np
+import torch
 from PIL import Image
 from scipy.ndimage import label
+from torch.nn import functional
 
+from medplib.imaging.grey import grey_plane
 from medplib.types import Letterbox
 
 _TIE = 0.5 - 1e-4
@@ -33,33 +37,42 @@ def letterbox_image(image: np.ndarray, size: int, fill: tuple[int, int, int]) ->
     return letterbox_planes(image, size, (fill,))[0].transpose(1, 2, 0)
 
 
-def letterbox_planes(image: np.ndarray, size: int, fills: tuple[tuple[int, int, int], ...]) -> np.ndarray:
+def letterbox_planes(image: np.ndarray, size: int, fills: tuple[tuple[int, int, int], ...], *, published: bool = False) -> np.ndarray:
     """The same letterboxed image with each of several paddings, resized once; channels first.
 
     Args:
         image: (H, W, 3) uint8.
         size: side of the square in pixels.
         fills: RGB of each padding.
+        published: resize by Pillow, as the published code does, to the bit. Otherwise by torch, whose weights have fewer bits: one level
+            beside Pillow in less than a hundredth of the pixels, in a quarter of its time.
 
     Returns:
         (len(fills), 3, size, size) uint8.
     """
     box = Letterbox.fit(image.shape[:2], size)
     height, width = box.resized_size
+    plane = grey_plane(image)
     # Equal channels give equal results, at a third of the work
-    picture = Image.fromarray(np.ascontiguousarray(image[..., 0]) if _is_grey(image) else image)
-    # Pillow returns an unchanged copy when nothing is to be resized
-    resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    resized_CHW = _resized(image.transpose(2, 0, 1) if plane is None else plane[None], (height, width), by_pillow=published)
     squares = np.empty((len(fills), 3, size, size), np.uint8)
     if (height, width) != (size, size):
         squares[...] = np.array(fills, np.uint8)[..., None, None]
-    squares[(slice(None), slice(None), *box.window)] = resized if resized.ndim == 2 else resized.transpose(2, 0, 1)
+    squares[(slice(None), slice(None), *box.window)] = resized_CHW
     return squares
 
 
-def _is_grey(image: np.ndarray) -> bool:
-    """Whether the three channels are equal; most colour pictures are told by a few rows."""
-    return all(bool((rows[..., 0] == rows[..., 1]).all() and (rows[..., 0] == rows[..., 2]).all()) for rows in (image[::64], image))
+def _resized(image_CHW: np.ndarray, size: tuple[int, int], *, by_pillow: bool) -> np.ndarray:
+    """(C, H, W) uint8 at another size."""
+    if image_CHW.shape[1:] == size:
+        return image_CHW
+    image_HWC = image_CHW.transpose(1, 2, 0)
+    if by_pillow:
+        picture = Image.fromarray(image_CHW[0] if len(image_CHW) == 1 else image_HWC)
+        return np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR)).reshape(*size, -1).transpose(2, 0, 1)
+    # Channels last in memory, as read: that is what the fast kernel takes
+    pixels_1CHW = torch.from_numpy(np.require(image_HWC, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    return functional.interpolate(pixels_1CHW, size=size, mode="bilinear", align_corners=False, antialias=True)[0].numpy()
 
 
 def letterbox_mask_area(mask: np.ndarray, size: int) -> np.ndarray:
@@ -72,7 +85,13 @@ def letterbox_mask_area(mask: np.ndarray, size: int) -> np.ndarray:
     Returns:
         (size, size) uint8, 0 (none, and padding) to 255 (all).
     """
-    return (_cover(mask, size, size) * 255.0 + 0.5).astype(np.uint8)
+    box = Letterbox.fit(mask.shape, size)
+    if any(before % after for before, after in zip(box.original_size, box.resized_size, strict=True)):
+        return (_cover(mask, size, size) * 255.0 + 0.5).astype(np.uint8)
+    square = np.zeros((size, size), np.uint8)
+    # Whole pixels are averaged: OpenCV does it faster, and where pixels are cut it takes longer
+    square[box.window] = cv2.resize(mask.view(np.uint8) * np.uint8(255), box.resized_size[::-1], interpolation=cv2.INTER_AREA)
+    return square
 
 
 def grid_coverage(mask: np.ndarray, size: int, grid: int) -> np.ndarray:
@@ -148,20 +167,21 @@ def _overlap(start: float, extent: float, sources: int, target_extent: float, ta
     """
     source_edges = start + np.linspace(0.0, extent, sources + 1)
     target_edges = np.linspace(0.0, target_extent, targets + 1)
-    low = np.maximum(target_edges[:-1, None], source_edges[None, :-1])
-    high = np.minimum(target_edges[1:, None], source_edges[None, 1:])
-    overlap = (np.clip(high - low, 0.0, None) * (targets / target_extent)).astype(np.float32)
+    # Between two neighbouring edges of either kind lies one source interval, one target interval, or only one of them (padding).
+    edges = np.sort(np.concatenate([source_edges, target_edges]))
+    length, middle = np.diff(edges), (edges[1:] + edges[:-1]) / 2
+    row, column = target_edges.searchsorted(middle) - 1, source_edges.searchsorted(middle) - 1
+    inside = (row >= 0) & (row < targets) & (column >= 0) & (column < sources)
+    overlap = np.zeros((targets, sources), np.float32)
+    np.add.at(overlap.reshape(-1), row[inside] * sources + column[inside], length[inside] * (targets / target_extent))
     overlap.setflags(write=False)  # shared by all callers
     return overlap
 
 
 def _separable(rows: np.ndarray, mask: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """`rows` (h, H) @ `mask` (H, W) @ `columns` (w, W) transposed, skipping the rows and columns where the mask is empty."""
-    result = np.zeros((rows.shape[0], columns.shape[0]), np.float32)
-    used_rows = np.flatnonzero(mask.any(axis=1))
-    if used_rows.size:
-        y = slice(used_rows[0], used_rows[-1] + 1)
-        used_columns = np.flatnonzero(mask[y].any(axis=0))
-        x = slice(used_columns[0], used_columns[-1] + 1)
-        result = (rows[:, y] @ mask[y, x].astype(np.float32)) @ columns[:, x].T
-    return result
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    if not width:
+        return np.zeros((rows.shape[0], columns.shape[0]), np.float32)
+    y, x = slice(top, top + height), slice(left, left + width)
+    return (rows[:, y] @ mask[y, x].astype(np.float32)) @ columns[:, x].T

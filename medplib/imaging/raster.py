@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from medplib.errors import InputError
 from medplib.imaging.files import check_input_file
+from medplib.imaging.grey import from_plane
 from medplib.imaging.intensity import apply_window, find_window
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def read_raster(path: Path) -> np.ndarray:
         path: a PNG, JPEG, TIFF or BMP file with one frame.
 
     Returns:
-        (H, W, 3) uint8.
+        (H, W, 3) uint8; of a grey picture a view of one plane, see `from_plane`.
 
     Raises:
         InputError: missing, empty, truncated or corrupt file, another format, several frames, more pixels than
@@ -47,7 +48,9 @@ def read_raster(path: Path) -> np.ndarray:
     image = open_raster(path)
     if image.mode in WIDE_GREY:
         grey = _wide_grey(image, path)
-        return np.repeat(apply_window(grey, find_window(grey))[..., None], 3, axis=2)
+        return from_plane(apply_window(grey, find_window(grey)))
+    if image.mode == "L" and not image.has_transparency_data:
+        return from_plane(np.array(image))
     return np.array(_flatten(image))  # a copy: Pillow's own memory is read-only
 
 

@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 
 from medplib.errors import InputError
+from medplib.imaging.grey import from_plane
 from medplib.imaging.intensity import Window, apply_window, check_window, find_window
 
 logger = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ class Plane:
 
     def image(self, k: int) -> np.ndarray:
         """Slice k as a grey picture, (H, W, 3) uint8, windowed."""
-        return np.repeat(apply_window(self.view(self.volume.data, k), self.window)[..., None], 3, axis=2)
+        return from_plane(apply_window(self.view(self.volume.data, k), self.window))
 
     def put(self, mask_XYZ: np.ndarray, k: int, mask_HW: np.ndarray) -> None:
         """Write the display mask (H, W) of slice k into `mask_XYZ` (X, Y, Z), in place."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch.nn import functional as F
 
+from medplib.models.precision import full_precision
 from medplib.types import Letterbox
 
 
@@ -38,7 +40,7 @@ def unpad_resize(mask_logits: torch.Tensor, letterboxes: Sequence[Letterbox], im
     for logits_SS, image in zip(mask_logits, image_index.tolist(), strict=True):
         box = letterboxes[image]
         rows, columns = box.window
-        masks.append(_resize(logits_SS[rows, columns], box.original_size))
+        masks.append(resized(logits_SS[None, rows, columns], box.original_size)[0])
     return masks
 
 
@@ -60,9 +62,24 @@ def published_unpad_resize(low_res_logits: torch.Tensor, letterboxes: Sequence[L
     for logits_ss, image in zip(low_res_logits, image_index.tolist(), strict=True):
         box = letterboxes[image]
         rows, columns = (slice(start, start + n) for n in box.resized_size for start in ((logits_ss.shape[-1] - n) // 2,))
-        masks.append(_resize(logits_ss[rows, columns], box.original_size))
+        masks.append(resized(logits_ss[None, rows, columns], box.original_size)[0])
     return masks
 
 
-def _resize(logits_HW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(logits_HW[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+def resized(maps_Nhw: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Maps (N, h, w) at another size (N, H, W), bilinear without corner alignment, as torch's `interpolate` gives them.
+
+    With gradients on a CPU the rows and columns are weighted by two matrix products, whose way back takes a tenth of the time.
+    """
+    if maps_Nhw.device.type != "cpu" or not maps_Nhw.requires_grad or maps_Nhw.shape[-2:] == size:
+        return F.interpolate(maps_Nhw[None], size=size, mode="bilinear", align_corners=False)[0]
+    rows_Hh, columns_Ww = (_weights(n, m) for n, m in zip(maps_Nhw.shape[-2:], size, strict=True))
+    with full_precision(maps_Nhw.device):
+        wide = maps_Nhw.float().flatten(0, 1) @ columns_Ww.T
+        return (rows_Hh @ wide.unflatten(0, maps_Nhw.shape[:2])).to(maps_Nhw.dtype)
+
+
+@lru_cache(maxsize=16)
+def _weights(source: int, target: int) -> torch.Tensor:
+    """(target, source) float32: what every source cell adds to each target cell."""
+    return F.interpolate(torch.eye(source, device="cpu")[None], size=target, mode="linear", align_corners=False)[0].T.contiguous()

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from medplib.models.config_grounding import GrounderConfig
 from medplib.models.conv_encoder import build_conv_encoder
 from medplib.models.features import FeatureStore, ImageFeatures
-from medplib.models.geometry import unpad_resize, valid_mask
+from medplib.models.geometry import resized, unpad_resize, valid_mask
 from medplib.models.mask_decoder import DecodedMasks, HighResUpscaling, PresenceHead, Residual, decode_pairs, evidence
 from medplib.models.name_prompt import NamePromptEncoder
 from medplib.models.precision import full_precision, lengthened
@@ -177,7 +177,7 @@ class PixelGrounder(nn.Module):
         size = self.prompt_encoder.input_image_size
         if not len(low_res):  # nothing to enlarge, but still part of the graph
             return low_res[:, :1, :1].expand(0, *size)
-        return F.interpolate(low_res[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+        return resized(low_res, size)
 
     def decode_tokens(
         self, features: ImageFeatures, image_index: torch.Tensor, sparse: torch.Tensor, dense: torch.Tensor | None, *, masks: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
@@ -27,46 +27,62 @@ _BFLOAT16_AT_ONCE = 3
 """So many iterations on one Gram matrix in bfloat16: four or five lose small singular values to rounding, and large ones grow to ten."""
 
 
-def orthogonalised(matrices: torch.Tensor, *, iterations: int = 5, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def orthogonalised(matrices: Sequence[torch.Tensor], *, iterations: int = 5, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     """The nearest semi-orthogonal matrices, roughly: singular values end between about 0.7 and 1.2.
 
     Each iteration multiplies small singular values by 3.4. What is smaller than a 700th of the norm of its matrix before stays below 0.7
     after five iterations, what is smaller than a 60th after three.
 
     Args:
-        matrices: (K, rows, columns), K of them at once.
+        matrices: (rows, columns) each, of any shapes; those with equally many rows or columns, whichever are fewer, share their products.
         iterations: of Newton and Schulz, at least one.
         dtype: of the products, float32 or bfloat16.
 
     Returns:
-        The same shape, float32.
+        The same shapes, float32.
     """
-    x = matrices.float()
-    turned = x.shape[1] > x.shape[2]
-    x = x.mT if turned else x
-    x = (x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]).to(dtype)
+    low = [_unit(matrix.mT if _is_tall(matrix) else matrix).to(dtype) for matrix in matrices]
+    of_height: dict[int, list[int]] = defaultdict(list)
+    for index, x in enumerate(low):
+        of_height[len(x)].append(index)
     at_once = iterations if dtype == torch.float32 else _BFLOAT16_AT_ONCE
     for done in range(0, iterations, at_once):
-        x = _factor(x, min(at_once, iterations - done)) @ x
-    x = x.float()
-    return x.mT if turned else x
+        for members in of_height.values():
+            factors = _factors(torch.stack([low[index] @ low[index].mT for index in members]), min(at_once, iterations - done))
+            for index, factor in zip(members, factors, strict=True):
+                low[index] = factor @ low[index]
+    return [x.float().mT if _is_tall(matrix) else x.float() for x, matrix in zip(low, matrices, strict=True)]
 
 
-def _factor(x: torch.Tensor, iterations: int) -> torch.Tensor:
-    """Square matrices (K, rows, rows) that x (K, rows, columns) is multiplied by in so many iterations.
+def _is_tall(matrix: torch.Tensor) -> bool:
+    return matrix.shape[0] > matrix.shape[1]
+
+
+def _unit(matrix: torch.Tensor) -> torch.Tensor:
+    """Float32, of Frobenius norm one."""
+    matrix = matrix.float()
+    return matrix / matrix.norm().clamp(min=1e-7)
+
+
+def _factors(grams: torch.Tensor, iterations: int) -> torch.Tensor:
+    """Square matrices (K, rows, rows) that matrices of these Gram matrices (K, rows, rows) are multiplied by in so many iterations.
 
     Every iteration multiplies x by a polynomial of its Gram matrix. These factors commute, so they are gathered among small square matrices
     and meet the wide matrix once (a flattened convolution is ten times as wide as high).
     """
-    a, b, c = _NEWTON_SCHULZ
-    gram = x @ x.mT
-    identity = torch.eye(len(gram[0]), dtype=x.dtype, device=x.device)
-    factor = step = a * identity + b * gram + c * gram @ gram
+    factor = step = _polynomial(grams)
     for _ in range(iterations - 1):
-        gram = step @ gram @ step
-        step = a * identity + b * gram + c * gram @ gram
+        grams = step @ grams @ step
+        step = _polynomial(grams)
         factor = step @ factor
     return factor
+
+
+def _polynomial(grams: torch.Tensor) -> torch.Tensor:
+    a, b, c = _NEWTON_SCHULZ
+    step = torch.baddbmm(grams, grams, grams, beta=b, alpha=c)
+    step.diagonal(dim1=1, dim2=2).add_(a)
+    return step
 
 
 class MuonAdamW(torch.optim.AdamW):
@@ -103,7 +119,7 @@ class MuonAdamW(torch.optim.AdamW):
         return loss
 
     def _muon(self, group: dict) -> None:
-        by_shape: dict[tuple[int, int], list[tuple[nn.Parameter, torch.Tensor]]] = defaultdict(list)
+        moved: list[tuple[nn.Parameter, torch.Tensor]] = []
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
@@ -112,15 +128,13 @@ class MuonAdamW(torch.optim.AdamW):
                 state["momentum"] = torch.zeros_like(parameter)
                 state["step"] = torch.zeros(())  # AdamW looks for it when a state is loaded
             state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
-            update = parameter.grad.lerp(state["momentum"], MOMENTUM).flatten(1)
-            by_shape[tuple(update.shape)].append((parameter, update))
-        for (rows, columns), items in by_shape.items():
+            moved.append((parameter, parameter.grad.lerp(state["momentum"], MOMENTUM).flatten(1)))
+        updates = orthogonalised([update for _, update in moved], iterations=self.iterations, dtype=self.dtype)
+        for (parameter, _), update in zip(moved, updates, strict=True):
             # A tall matrix has fewer directions than outputs: the root keeps the change of the output at one size.
-            rate = group["lr"] * max(1.0, rows / columns) ** 0.5
-            updates = orthogonalised(torch.stack([u for _, u in items]), iterations=self.iterations, dtype=self.dtype)
-            for (parameter, _), update in zip(items, updates, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.view_as(parameter).to(parameter.dtype), alpha=-rate)
+            rate = group["lr"] * max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(update.reshape(parameter.shape).to(parameter.dtype), alpha=-rate)
 
 
 def is_matrix(parameter: nn.Parameter) -> bool:

@@ -89,7 +89,7 @@ def test_answer_with_a_colon_does_not_move_the_labels() -> None:
 
 
 def test_positions_restart_behind_the_prefix() -> None:
-    assert prefix_positions(torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])).tolist() == [0, 1, 2, 3, 4, 3, 4, 5]
+    assert prefix_positions(np.array([0, 0, 0, 1, 1, 2, 2, 2])).tolist() == [0, 1, 2, 3, 4, 3, 4, 5]
 
 
 def test_regions_fill_their_slots() -> None:

@@ -124,10 +124,17 @@ def test_shrinking_is_box_averaging(shape):
     np.testing.assert_allclose(letterbox_mask_area(mask, 128)[box.window] / 255.0, reference, atol=0.51 / 255)
 
 
-def test_image_resize_is_pillow_bilinear():
-    image = np.random.default_rng(0).integers(0, 256, (200, 100, 3), dtype=np.uint8)
-    expected = np.asarray(Image.fromarray(image).resize((32, 64), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(letterbox_image(image, 64, FILL)[:, 16:48], expected)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("published", "levels"), [(True, 0), (False, 1)])
+@pytest.mark.parametrize("shape", [(200, 100), (64, 32), (37, 90), (512, 448), (20, 11)])
+def test_image_resize_is_pillow_bilinear(shape, published, levels, channels):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, channels), dtype=np.uint8).repeat(3 // channels, axis=2)
+    box = Letterbox.fit(shape, 64)
+    expected = np.asarray(Image.fromarray(image).resize(box.resized_size[::-1], Image.Resampling.BILINEAR)).astype(int)
+    square = letterbox_planes(image, 64, (FILL,), published=published)[0].transpose(1, 2, 0)
+    off = np.abs(square[box.window] - expected)
+    assert off.max() <= levels
+    assert (off > 0).mean() <= 0.01
 
 
 def test_image_and_mask_agree_on_the_geometry():
@@ -187,7 +194,7 @@ def test_grey_pictures_and_several_paddings_are_resized_once_with_the_same_resul
     image = np.repeat(np.random.default_rng(0).integers(0, 255, (70, 90, 1), dtype=np.uint8), 3, axis=2)
     if colour_at is not None:
         image[colour_at] = 10, 20, 30
-    planes = letterbox_planes(image, 32, (FILL, (0, 0, 0)))
+    planes = letterbox_planes(image, 32, (FILL, (0, 0, 0)), published=True)
     for square, fill in zip(planes, (FILL, (0, 0, 0)), strict=True):
         expected = np.empty((32, 32, 3), np.uint8)
         expected[...] = fill

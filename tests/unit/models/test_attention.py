@@ -57,7 +57,7 @@ def test_same_states_and_gradients(name: str, unmasked: int) -> None:
         states[real].square().sum().backward()
         found.append((states[real].detach(), embeds.grad))
     for masked, split in zip(*found, strict=True):
-        torch.testing.assert_close(split, masked, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(split, masked, rtol=1e-5, atol=5e-6)  # other rounding, by up to 1.2e-6 on some CPUs
 
 
 def test_nothing_needs_a_mask() -> None:

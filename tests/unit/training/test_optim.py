@@ -20,7 +20,7 @@ def test_orthogonalised_keeps_directions_and_levels_singular_values(shape):
     u, _, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
     scales = torch.logspace(0, -1.5, min(shape), dtype=torch.float64)
     matrix = (u * scales) @ v
-    result = orthogonalised(matrix[None])[0].double()
+    result = orthogonalised([matrix])[0].double()
     values = torch.linalg.svdvals(result)
     assert float(values.min()) > 0.4
     assert float(values.max()) < 1.3
@@ -33,7 +33,7 @@ def test_orthogonalised_keeps_directions_and_levels_singular_values(shape):
 def test_iterations_say_which_singular_values_are_levelled(iterations, smallest):
     values = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0], dtype=torch.float64) * smallest
     values = torch.cat([values, (1 - values.square().sum()).clamp(min=0).sqrt()[None]])  # of a matrix of norm one
-    result = torch.diagonal(orthogonalised(torch.diag(values)[None], iterations=iterations)[0])
+    result = torch.diagonal(orthogonalised([torch.diag(values)], iterations=iterations)[0])
     assert (result[values > smallest] > 0.65).all()
     assert (result[values < smallest] < 0.65).all()
 
@@ -44,8 +44,8 @@ def test_products_in_bfloat16_give_nearly_the_same(shape, iterations):
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     matrix = (u * torch.logspace(0, -2, min(shape))) @ v
-    exact = orthogonalised(matrix[None], iterations=iterations)[0]
-    rough = orthogonalised(matrix[None], iterations=iterations, dtype=torch.bfloat16)[0]
+    exact = orthogonalised([matrix], iterations=iterations)[0]
+    rough = orthogonalised([matrix], iterations=iterations, dtype=torch.bfloat16)[0]
     assert rough.dtype == torch.float32
     assert float(torch.linalg.matrix_norm(rough - exact) / torch.linalg.matrix_norm(exact)) < 0.06
     assert float(torch.linalg.svdvals(rough).max()) < 1.3
@@ -63,21 +63,28 @@ def test_the_optimiser_iterates_as_configured(iterations):
     config = OptimConfig(muon=("projector",), muon_lr=1.0, muon_iterations=iterations)
     optimizer = build_optimizer(config, [("projector.weight", weight)])
     weight.grad = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
-    expected = orthogonalised(weight.grad[None].clone(), iterations=iterations)[0]  # a first momentum points where the gradient does
+    expected = orthogonalised([weight.grad.clone()], iterations=iterations)[0]  # a first momentum points where the gradient does
     optimizer.step()
     torch.testing.assert_close(-weight.detach(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_stack_is_treated_matrix_by_matrix():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matrices_that_share_products_are_treated_one_by_one(dtype):
+    """Two of one shape, one that shares their smaller side turned, one of another height."""
     torch.manual_seed(0)
-    stack = torch.randn(3, 10, 24)
-    together = orthogonalised(stack)
-    for k in range(3):
-        torch.testing.assert_close(together[k], orthogonalised(stack[k : k + 1])[0], atol=1e-5, rtol=1e-5)
+    matrices = [torch.randn(shape) for shape in [(10, 24), (10, 24), (40, 10), (7, 9)]]
+    together = orthogonalised(matrices, dtype=dtype)
+    for matrix, result in zip(matrices, together, strict=True):
+        assert result.shape == matrix.shape
+        torch.testing.assert_close(result, orthogonalised([matrix], dtype=dtype)[0], atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0)
 
 
 def test_zero_gradient_moves_nothing():
-    assert torch.equal(orthogonalised(torch.zeros(1, 8, 8)), torch.zeros(1, 8, 8))
+    assert torch.equal(orthogonalised([torch.zeros(8, 8)])[0], torch.zeros(8, 8))
+
+
+def test_no_matrix_is_no_work():
+    assert orthogonalised([]) == []
 
 
 @pytest.mark.parametrize(
