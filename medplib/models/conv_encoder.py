@@ -23,9 +23,9 @@ class ConvBlock(nn.Module):
     def __init__(self, width_in: int, width: int, stride: int = 1) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=False)
-        self.norm1 = nn.InstanceNorm2d(width, affine=True)
+        self.norm1 = nn.GroupNorm(width, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = nn.InstanceNorm2d(width, affine=True)
+        self.norm2 = nn.GroupNorm(width, width)
         self.act = nn.LeakyReLU(0.01, inplace=True)
         for conv in (self.conv1, self.conv2):
             nn.init.kaiming_normal_(conv.weight, a=0.01)

@@ -161,7 +161,7 @@ class PixelGrounder(nn.Module):
             prompts: (N, C).
         """
         every = torch.arange(len(features.embedding), device=image_index.device)
-        upscaled = self.upscaling(features.embedding, features, every)
+        upscaled = self.upscaling(features.embedding.flatten(2).mT, features, every)
         hyper = self.mask_decoder.output_hypernetworks_mlps[0](prompts.to(upscaled.dtype))[:, None]
         low_res = self.upscaling.product(hyper, upscaled.index_select(0, image_index))[:, 0].float()
         presence = None if self.presence is None else self.presence.evidence_weight * evidence(low_res) + self.presence.head[-1].bias

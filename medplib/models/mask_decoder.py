@@ -43,6 +43,8 @@ class HighResUpscaling(nn.Module):
     several prompts usually share an image. `subpixel` lets the hypernetwork predict four logits per cell instead of one, which equals a
     1x1 convolution and a pixel shuffle before the product, at a fraction of the cost.
 
+    Cells stay in the order in which they arise, see `as_cells`; only logits are brought to rows and columns.
+
     Args:
         width: C, width of the image embedding.
         fine: c, channels at the finest level, twice as many at the one before.
@@ -57,8 +59,8 @@ class HighResUpscaling(nn.Module):
             nn.Sequential(nn.Conv2d(c_in, c_out, 1), ConvBlock(c_out, c_out))
             for c_in, c_out in zip(skip_widths, (middle, fine), strict=True)
         )
-        self.up1 = nn.ConvTranspose2d(width, middle, 2, stride=2)
-        self.up2 = nn.ConvTranspose2d(middle, fine, 2, stride=2)
+        self.up1 = Quartering(width, middle, 2, stride=2)
+        self.up2 = Quartering(middle, fine, 2, stride=2)
         self.subpixel = nn.Linear(fine, 4 * fine) if subpixel else None
         if self.subpixel is not None:
             # The four logits of a cell start equal: training begins from the coarser map.
@@ -72,22 +74,48 @@ class HighResUpscaling(nn.Module):
         skips = tuple(refine(skip) for refine, skip in zip(self.refine, features.skips, strict=True))
         return ImageFeatures(features.embedding, skips, features.statistics, refined=True)
 
-    def forward(self, source_NCgg: torch.Tensor, features: ImageFeatures, image_index: torch.Tensor) -> torch.Tensor:
-        """(N, C, g, g), features of I images, (N,) -> (N, c, 4g, 4g)."""
-        middle, fine = self.refined(features).skips
+    def forward(self, source_NPC: torch.Tensor, features: ImageFeatures, image_index: torch.Tensor) -> torch.Tensor:
+        """Cells (N, g * g, C), features of I images, (N,) -> cells (N, g * g * 16, c)."""
+        middle, fine = (as_cells(skip, 1 + level) for level, skip in enumerate(self.refined(features).skips))
         # No normalisation here and a cheap activation: the transformer's output and the refined skips are already normalised, and
         # everything in these two lines is paid per prompt at high resolution.
-        x = F.leaky_relu_(self.up1(source_NCgg).add_(middle.index_select(0, image_index)))
+        x = F.leaky_relu_(self.up1(source_NPC).add_(middle.index_select(0, image_index)))
         return F.leaky_relu_(self.up2(x).add_(fine.index_select(0, image_index)))
 
-    def product(self, weights_NKc: torch.Tensor, features_Ncss: torch.Tensor) -> torch.Tensor:
-        """Hypernetwork weights (N, K, c) times features (N, c, s, s) -> logits (N, K, s, s), or (N, K, 2s, 2s) with `subpixel`."""
+    def product(self, weights_NKc: torch.Tensor, cells_NPc: torch.Tensor) -> torch.Tensor:
+        """Hypernetwork weights (N, K, c) times cells (N, g * g * 16, c) -> logits (N, K, 4g, 4g), or (N, K, 8g, 8g) with `subpixel`."""
         if self.subpixel is None:
-            return weighted_sum(weights_NKc, features_Ncss)
+            return as_maps(torch.bmm(cells_NPc, weights_NKc.mT), 2)
         weights = self.subpixel(weights_NKc).unflatten(2, (4, -1)).flatten(1, 2)
-        cells_NKabss = weighted_sum(weights, features_Ncss).unflatten(1, (-1, 2, 2))
-        # pixel_shuffle by hand: the library's gradient fails without any mask
-        return cells_NKabss.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+        logits = torch.bmm(cells_NPc, weights.mT).unflatten(2, (-1, 4)).transpose(2, 3)
+        return as_maps(logits.flatten(1, 2), 3)
+
+
+class Quartering(nn.ConvTranspose2d):
+    """A transposed convolution of side and stride two: every cell becomes four. As a matrix product, which is what it is."""
+
+    def forward(self, cells_NPC: torch.Tensor) -> torch.Tensor:
+        """Cells (N, P, C) -> (N, 4 P, c), the four of a cell behind each other, row by row."""
+        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
+        return F.linear(cells_NPC, weight, self.bias.repeat(4)).unflatten(2, (4, -1)).flatten(1, 2)
+
+
+def as_cells(maps_Ncss: torch.Tensor, levels: int) -> torch.Tensor:
+    """Maps (N, c, s, s) -> cells (N, s * s, c): by cell of a grid 2**levels times as coarse, in it by quarter, in that by quarter."""
+    grid = maps_Ncss.shape[-1] >> levels
+    rows = range(2, 3 + levels)
+    order = [axis for row in rows for axis in (row, row + 1 + levels)]
+    sides = (grid, *[2] * levels)
+    return maps_Ncss.unflatten(3, sides).unflatten(2, sides).permute(0, *order, 1).flatten(1, -2)
+
+
+def as_maps(cells_NPc: torch.Tensor, levels: int) -> torch.Tensor:
+    """The inverse of `as_cells`."""
+    grid = round(cells_NPc.shape[1] ** 0.5) >> levels
+    rows = [1, *range(3, 3 + 2 * levels, 2)]
+    order = [0, 3 + 2 * levels, *rows, *(row + 1 for row in rows)]
+    maps = cells_NPc.unflatten(1, (grid, grid, *[2] * (2 * levels))).permute(order)
+    return maps.flatten(3 + levels, -1).flatten(2, 2 + levels)
 
 
 class Residual(nn.Module):
@@ -101,9 +129,9 @@ class Residual(nn.Module):
     def forward(
         self, prompts: list[torch.Tensor], tokens: list[torch.Tensor], embedding: torch.Tensor, source: torch.Tensor
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Prompts and output tokens K x (N, C), embedding and source (N, C, g, g) -> corrected prompts, corrected embedding."""
+        """Prompts and output tokens K x (N, C), embedding and source (N, g * g, C) -> corrected prompts, corrected embedding."""
         asked = [prompt + self.tokens * token for prompt, token in zip(prompts, tokens, strict=True)]
-        return asked, embedding + self.image[:, None, None] * source
+        return asked, embedding + self.image * source
 
 
 class PresenceHead(nn.Module):
@@ -169,18 +197,18 @@ def decode_pairs(
     # Tables are called, not read: weights that are split among ranks are whole inside a call only.
     output_tokens = torch.cat([table(_rows_of(table)) for table in (decoder.iou_token, decoder.mask_tokens)])
     tokens = torch.cat([output_tokens.expand(count, -1, -1), sparse], dim=1)
-    source = features.embedding.index_select(0, image_index) + dense
-    states, source = decoder.transformer(source, image_pe, tokens)
-    source = source.transpose(1, 2).unflatten(2, features.embedding.shape[2:])
+    size = features.embedding.shape[2:]
+    # Channels last, as the transformer takes them: flattened to tokens without a copy, and read without one by its projections
+    embedding_NPC = features.embedding.flatten(2).mT.contiguous().index_select(0, image_index)
+    states, source_NPC = decoder.transformer(embedding_NPC.mT.unflatten(2, size) + dense, image_pe, tokens)
     asked = [states[:, 1 + k] for k in range(masks)]
     if residual is not None:
-        embedding = features.embedding.index_select(0, image_index)
-        asked, source = residual([sparse.mean(dim=1)] * len(asked), asked, embedding, source)
+        asked, source_NPC = residual([sparse.mean(dim=1)] * len(asked), asked, embedding_NPC, source_NPC)
     hyper = torch.stack([decoder.output_hypernetworks_mlps[k](token) for k, token in enumerate(asked)], dim=1)
     if upscaling is None:
-        logits = weighted_sum(hyper, decoder.output_upscaling(source))
+        logits = weighted_sum(hyper, decoder.output_upscaling(source_NPC.mT.unflatten(2, size)))
     else:
-        logits = upscaling.product(hyper, upscaling(source, features, image_index))
+        logits = upscaling.product(hyper, upscaling(source_NPC, features, image_index))
     quality = decoder.iou_prediction_head(states[:, 0])[:, :masks]
     return DecodedMasks(logits.float(), quality, states[:, 0], states[:, 1])
 

@@ -14,6 +14,7 @@ from medplib.errors import InputError
 from medplib.models.config_grounding import GrounderConfig
 from medplib.models.conv_encoder import STATISTICS
 from medplib.models.grounding import build_grounder, valid_mask
+from medplib.models.mask_decoder import as_maps
 from medplib.models.precision import full_precision
 from medplib.models.pretrained import load_pretrained, load_timm, pretrained_config
 from medplib.types import Letterbox
@@ -155,7 +156,8 @@ class _Grounder(nn.Module):
     def forward(self, pixels: torch.Tensor, letterboxes: Sequence[Letterbox]) -> torch.Tensor:
         normal, statistics = self.normaliser(pixels, valid_mask(letterboxes, pixels.device))
         features = self.image_encoder(normal.to(self.fuse[0].weight.dtype), statistics.to(self.fuse[0].weight.dtype))
-        fine = self.upscaling(features.embedding, features, torch.arange(len(pixels), device=pixels.device))
+        every = torch.arange(len(pixels), device=pixels.device)
+        fine = as_maps(self.upscaling(features.embedding.flatten(2).mT, features, every), 2)
         size = (self.grid, self.grid)
         coarse = functional.interpolate(features.embedding, size, mode="bilinear", align_corners=False)
         cells = torch.cat([coarse, functional.adaptive_avg_pool2d(fine, size)], dim=1).permute(0, 2, 3, 1)

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from medplib.models.config_grounding import ConvConfig, DecoderConfig, GrounderConfig, VitConfig
 from medplib.models.grounding import NamePromptEncoder, PixelNormaliser, build_grounder, unpad_resize, valid_mask
-from medplib.models.mask_decoder import HighResUpscaling
 from medplib.training.losses import mask_bce, mask_dice
 from medplib.types import Letterbox
 
@@ -186,23 +185,6 @@ def test_half_precision_runs(name, how):
     assert (found.mask_logits - exact.mask_logits).abs().mean() < 0.2 * spread
 
 
-def test_subpixel_product_is_a_convolution_and_a_pixel_shuffle():
-    torch.manual_seed(0)
-    upscaling = HighResUpscaling(32, fine=4, skip_widths=(6, 4), subpixel=True)
-    torch.nn.init.normal_(upscaling.subpixel.weight)
-    weights, features = torch.randn(2, 3, 4), torch.randn(2, 4, 5, 5)
-    kernel = upscaling.subpixel.weight.view(4, 4, 4)  # (sub-pixel, fine out, fine in of the hypernetwork)
-    convolution = torch.einsum("soi,nohw->nishw", kernel, features).flatten(1, 2)
-    expected = torch.einsum("nki,nihw->nkhw", weights, F.pixel_shuffle(convolution, 2))
-    torch.testing.assert_close(upscaling.product(weights, features), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_subpixel_starts_from_the_coarser_map():
-    upscaling = HighResUpscaling(32, fine=4, skip_widths=(6, 4), subpixel=True)
-    logits = upscaling.product(torch.randn(1, 1, 4), torch.randn(1, 4, 5, 5))
-    assert torch.equal(logits[..., ::2, ::2], logits[..., 1::2, 1::2])
-
-
 def direct_grounder():
     """A small conv grounder whose decoder can also do without its transformer."""
     decoder = DecoderConfig(1, 2, 32, 0, high_resolution=True, subpixel=True, upscaled_width=8, residual=True, presence_head=True)
@@ -220,7 +202,8 @@ def test_direct_decoding_is_hypernetwork_times_upscaled_image():
     assert out.mask_logits.shape == (3, 64, 64)
     for n in range(3):
         one = int(image[n])
-        alone = model.upscaling(features.embedding[one : one + 1], features.select(torch.tensor([one])), torch.tensor([0]))
+        source = features.embedding[one : one + 1].flatten(2).mT
+        alone = model.upscaling(source, features.select(torch.tensor([one])), torch.tensor([0]))
         weights = model.mask_decoder.output_hypernetworks_mlps[0](prompts[n : n + 1])[:, None]
         torch.testing.assert_close(out.low_res_logits[n], model.upscaling.product(weights, alone)[0, 0], atol=1e-5, rtol=1e-5)
         strongest = out.low_res_logits[n].flatten().sort(descending=True).values[: round(0.006 * 32 * 32)].mean()
