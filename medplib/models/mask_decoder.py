@@ -100,13 +100,24 @@ class Quartering(nn.ConvTranspose2d):
         return F.linear(cells_NPC, weight, self.bias.repeat(4)).unflatten(2, (4, -1)).flatten(1, 2)
 
 
+class _LaidOut(torch.autograd.Function):
+    """Contiguous in memory, the gradient, too: it would arrive in the order of cells and be copied number by number further on."""
+
+    @staticmethod
+    def forward(_, x: torch.Tensor) -> torch.Tensor:
+        return x.contiguous()
+
+    @staticmethod
+    def backward(_, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.contiguous()
+
+
 def as_cells(maps_Ncss: torch.Tensor, levels: int) -> torch.Tensor:
     """Maps (N, c, s, s) -> cells (N, s * s, c): by cell of a grid 2**levels times as coarse, in it by quarter, in that by quarter."""
-    grid = maps_Ncss.shape[-1] >> levels
-    rows = range(2, 3 + levels)
-    order = [axis for row in rows for axis in (row, row + 1 + levels)]
-    sides = (grid, *[2] * levels)
-    return maps_Ncss.unflatten(3, sides).unflatten(2, sides).permute(0, *order, 1).flatten(1, -2)
+    sides = (maps_Ncss.shape[-1] >> levels, *[2] * levels)
+    order = [axis for row in range(1, 2 + levels) for axis in (row, row + 1 + levels)]
+    pixels_Nssc = _LaidOut.apply(maps_Ncss.permute(0, 2, 3, 1))
+    return pixels_Nssc.unflatten(2, sides).unflatten(1, sides).permute(0, *order, -1).flatten(1, -2)
 
 
 def as_maps(cells_NPc: torch.Tensor, levels: int) -> torch.Tensor:
