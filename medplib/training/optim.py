@@ -41,27 +41,33 @@ def orthogonalised(matrices: Sequence[torch.Tensor], *, iterations: int = 5, dty
     Returns:
         The same shapes, float32.
     """
-    low = [_unit(matrix.mT if _is_tall(matrix) else matrix).to(dtype) for matrix in matrices]
+    of_shape: dict[torch.Size, list[int]] = defaultdict(list)
+    for index, matrix in enumerate(matrices):
+        of_shape[matrix.shape].append(index)
+    stacks = [_units(torch.stack([matrices[index] for index in members])).to(dtype) for members in of_shape.values()]
     of_height: dict[int, list[int]] = defaultdict(list)
-    for index, x in enumerate(low):
-        of_height[len(x)].append(index)
+    for number, x in enumerate(stacks):
+        of_height[x.shape[1]].append(number)
     at_once = iterations if dtype == torch.float32 else _BFLOAT16_AT_ONCE
     for done in range(0, iterations, at_once):
-        for members in of_height.values():
-            factors = _factors(torch.stack([low[index] @ low[index].mT for index in members]), min(at_once, iterations - done))
-            for index, factor in zip(members, factors, strict=True):
-                low[index] = factor @ low[index]
-    return [x.float().mT if _is_tall(matrix) else x.float() for x, matrix in zip(low, matrices, strict=True)]
+        for numbers in of_height.values():
+            grams = torch.cat([stacks[number] @ stacks[number].mT for number in numbers])
+            factors = _factors(grams, min(at_once, iterations - done)).split([len(stacks[number]) for number in numbers])
+            for number, factor in zip(numbers, factors, strict=True):
+                stacks[number] = factor @ stacks[number]
+    result = list(matrices)
+    for members, x in zip(of_shape.values(), stacks, strict=True):
+        tall = x.shape[1:] != matrices[members[0]].shape
+        for index, one in zip(members, x.float().mT if tall else x.float(), strict=True):
+            result[index] = one
+    return result
 
 
-def _is_tall(matrix: torch.Tensor) -> bool:
-    return matrix.shape[0] > matrix.shape[1]
-
-
-def _unit(matrix: torch.Tensor) -> torch.Tensor:
-    """Float32, of Frobenius norm one."""
-    matrix = matrix.float()
-    return matrix / matrix.norm().clamp(min=1e-7)
+def _units(matrices: torch.Tensor) -> torch.Tensor:
+    """(K, rows, columns) as float32 of Frobenius norm one, turned where there are more rows than columns."""
+    x = matrices.float()
+    x = x.mT if x.shape[1] > x.shape[2] else x
+    return x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
 
 
 def _factors(grams: torch.Tensor, iterations: int) -> torch.Tensor:
