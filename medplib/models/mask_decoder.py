@@ -121,12 +121,11 @@ def as_cells(maps_Ncss: torch.Tensor, levels: int) -> torch.Tensor:
 
 
 def as_maps(cells_NPc: torch.Tensor, levels: int) -> torch.Tensor:
-    """The inverse of `as_cells`."""
+    """The inverse of `as_cells`; channels stay last in memory."""
     grid = round(cells_NPc.shape[1] ** 0.5) >> levels
     rows = [1, *range(3, 3 + 2 * levels, 2)]
-    order = [0, 3 + 2 * levels, *rows, *(row + 1 for row in rows)]
-    maps = cells_NPc.unflatten(1, (grid, grid, *[2] * (2 * levels))).permute(order)
-    return maps.flatten(3 + levels, -1).flatten(2, 2 + levels)
+    pixels = cells_NPc.unflatten(1, (grid, grid, *[2] * (2 * levels))).permute(0, *rows, *(row + 1 for row in rows), -1)
+    return pixels.flatten(2 + levels, -2).flatten(1, 1 + levels).permute(0, 3, 1, 2)
 
 
 class Residual(nn.Module):
