@@ -11,6 +11,7 @@ from torch import nn
 from medplib.errors import InputError
 from medplib.models import attention
 from medplib.models.moe import MoEConfig, MoEMLP, Routing, install_experts
+from medplib.models.precision import lengthened
 from medplib.models.pretrained import load_pretrained
 
 TOKEN_TABLES = ("language.model.model.embed_tokens.weight", "language.model.lm_head.weight")
@@ -177,8 +178,9 @@ class LanguageModel(nn.Module):
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """States (..., D) -> logits (..., V) in float32."""
-        logits = self.head(states)
-        return (logits if self.rows is None else self.rows.logits(logits, states)).float()
+        rows = lengthened(states) if states.dim() == 2 else states  # those of labels: another number in every step
+        logits = self.head(rows)
+        return (logits if self.rows is None else self.rows.logits(logits, rows))[: len(states)].float()
 
 
 def _like_input(_: nn.Module, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:

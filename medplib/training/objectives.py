@@ -13,6 +13,7 @@ from medplib.models.geometry import published_unpad_resize, valid_mask
 from medplib.models.language import prefix_mask, states_before
 from medplib.models.medplib import MedPLIB
 from medplib.models.moe import load_balancing_loss, router_z_loss, task_routing_loss
+from medplib.models.precision import common_length
 from medplib.tokens import IGNORE_LABEL
 from medplib.training import losses, ranks
 from medplib.training.losses import LossTerms, LossWeights
@@ -252,7 +253,8 @@ def _captions(batch: Batch) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Te
     if not texts:
         return (batch.input_ids[:0], batch.attention_mask[:0]), torch.zeros(0, dtype=torch.int64, device=device)
     mask = pad_sequence([torch.ones_like(t, dtype=torch.bool) for t in texts], batch_first=True)
-    return (pad_sequence(texts, batch_first=True), mask), torch.tensor(rows, device=device)
+    ids, missing = pad_sequence(texts, batch_first=True), common_length(mask.shape[1]) - mask.shape[1]
+    return (functional.pad(ids, (0, missing)), functional.pad(mask, (0, missing))), torch.tensor(rows, device=device)
 
 
 def _text_states(model: MedPLIB, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
