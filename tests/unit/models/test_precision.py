@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from medplib.models.language import LanguageConfig, LanguageModel
 from medplib.models.precision import bfloat16_parts, common_length, exact_product, lengthened, multiplies_bfloat16
 
 
@@ -64,3 +65,20 @@ def test_only_halves_on_a_cpu_are_lengthened() -> None:
     assert lengthened(rows.bfloat16()).shape == (8, 3)
     assert lengthened(torch.randn(8, 3).bfloat16()).shape == (8, 3)
     assert lengthened(rows.to("meta", torch.bfloat16)).shape == (5, 3)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 8, 33])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_logits_are_those_of_the_rows_asked_for(rows: int, autocast: bool) -> None:
+    """They are computed for a few rows more where lengths that are new cost much; what is behind them gets no gradient."""
+    torch.manual_seed(0)
+    language, states = LanguageModel(LanguageConfig(vocab_size=60, hidden_size=16, layers=1, heads=2, mlp_size=32)), torch.randn(rows, 16)
+    states.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits, expected = language.logits(states), language.head(states).float()
+    assert logits.shape == (rows, 60)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected)
+    for one, other in zip(*(torch.autograd.grad(x.square().sum(), [states, language.head.weight]) for x in (logits, expected)), strict=True):
+        torch.testing.assert_close(one, other)
+    assert language.logits(torch.randn(2, rows, 16)).shape == (2, rows, 60)
