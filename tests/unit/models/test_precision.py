@@ -79,6 +79,8 @@ def test_logits_are_those_of_the_rows_asked_for(rows: int, autocast: bool) -> No
     assert logits.shape == (rows, 60)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, expected)
-    for one, other in zip(*(torch.autograd.grad(x.square().sum(), [states, language.head.weight]) for x in (logits, expected)), strict=True):
+    for one, other in zip(
+        *(torch.autograd.grad(x.square().sum(), [states, language.head.weight]) for x in (logits, expected)), strict=True
+    ):
         torch.testing.assert_close(one, other)
     assert language.logits(torch.randn(2, rows, 16)).shape == (2, rows, 60)
