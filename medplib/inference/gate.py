@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +19,11 @@ class ListedNames:
 
     Args:
         comma_id: the token between two names.
+        asked: the names that the question lists.
     """
 
-    def __init__(self, comma_id: int) -> None:
-        self.comma_id = comma_id
+    def __init__(self, comma_id: int, asked: Sequence[tuple[int, ...]] = ()) -> None:
+        self.comma_id, self.asked = comma_id, asked
         self.names: set[tuple[int, ...]] = set()
         self.begun: tuple[int, ...] | None = ()
         """Tokens of the name that is being said; None behind a decision, until the next comma."""
@@ -29,6 +31,16 @@ class ListedNames:
     def repeats(self) -> list[int]:
         """Tokens that would complete a name which has its decision."""
         return [] if self.begun is None else [name[-1] for name in self.names if name[:-1] == self.begun]
+
+    def due(self) -> list[int]:
+        """The tokens that go on with names which the question lists and the answer has not decided about; [] = any token may follow.
+
+        Only while the answer goes through the question's list: all that it decided about stands there, and something is left.
+        """
+        if self.begun is None or not self.names or not self.names.issubset(self.asked):
+            return []
+        length, left = len(self.begun), [name for name in self.asked if name not in self.names]
+        return [] if self.begun in left else [name[length] for name in left if name[:length] == self.begun and len(name) > length]
 
     def note(self, token: int, *, decided: bool) -> None:
         """Take the next token; `decided` where it is the choice between a mask and a refusal."""
@@ -48,6 +60,7 @@ class PresenceGate:
     It hesitates where `<SEG>` and the words that start a refusal together have most of the probability; other answers are untouched.
     An answer about several things decides about each once: a name that has its decision is not begun again behind a comma, where a language
     model that lost its place would repeat it and never come to the next (as `no_repeat_ngram_size` of transformers does for n-grams).
+    While it goes through a list in the question, what it names behind a comma is the rest of that list.
 
     `lm_logit` and `presence_logit` are those of the first answer token; `decisions` holds, per row, the probability at each decision,
     `said` that behind each `<SEG>`, in order.
@@ -55,8 +68,16 @@ class PresenceGate:
 
     ASKED = 0.5
 
-    def __init__(self, predictor: Predictor, features: ImageFeatures | None, image_of_row: torch.Tensor, *, scored: bool) -> None:
-        self.listed = [ListedNames(predictor.comma_id) for _ in image_of_row]
+    def __init__(
+        self,
+        predictor: Predictor,
+        features: ImageFeatures | None,
+        image_of_row: torch.Tensor,
+        *,
+        scored: bool,
+        asked: Sequence[Sequence[tuple[int, ...]]],
+    ) -> None:
+        self.listed = [ListedNames(predictor.comma_id, names) for names in asked]
         self.predictor, self.features, self.image_of_row, self.scored = predictor, features, image_of_row, scored
         self.lm_logit: list[float] = []
         self.presence_logit: list[float | None] = []
@@ -76,7 +97,7 @@ class PresenceGate:
         probability = self._probability(lm_logit, presence_logit, judged)
         if step == 0:
             self.lm_logit, self.presence_logit = lm_logit.tolist(), presence_logit
-        chosen = self._unrepeated(logprobs).argmax(dim=-1).tolist()  # from here on the CPU: an accelerator is waited for at every question
+        chosen = self._in_place(logprobs).argmax(dim=-1).tolist()  # from here on the CPU: an accelerator is waited for at every question
         refusal, hesitates = logprobs[:, refusals].argmax(dim=-1).tolist(), asked.tolist()
         for row, speaks in enumerate(live.tolist()):
             if hesitates[row] and probability[row] is not None:
@@ -89,10 +110,15 @@ class PresenceGate:
                 self.listed[row].note(chosen[row], decided=hesitates[row])
         return torch.tensor(chosen, device=logprobs.device)
 
-    def _unrepeated(self, logprobs: torch.Tensor) -> torch.Tensor:
-        """The log-probabilities (B, V) without the tokens that would repeat a name; with legacy all of them, as published."""
+    def _in_place(self, logprobs: torch.Tensor) -> torch.Tensor:
+        """The log-probabilities (B, V) of what may follow in a list of names; with legacy of everything, as published."""
         if self.predictor.config.legacy:
             return logprobs
+        due = [(row, token) for row, names in enumerate(self.listed) for token in names.due()]
+        if due:
+            rows, tokens = (torch.tensor(places, device=logprobs.device) for places in zip(*due, strict=True))
+            only = logprobs.index_fill(0, rows, -torch.inf)
+            logprobs = only.index_put((rows, tokens), logprobs[rows, tokens])
         repeats = [(row, token) for row, names in enumerate(self.listed) for token in names.repeats()]
         if not repeats:
             return logprobs

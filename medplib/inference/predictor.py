@@ -16,7 +16,7 @@ import torch
 from medplib.data.answers import REFUSAL_STARTS
 from medplib.data.collate import Collator
 from medplib.data.encode import Loaded, SampleEncoder
-from medplib.data.sources.questions import names_in_question
+from medplib.data.sources.questions import listed_in_question, names_in_question
 from medplib.inference.calibration import PresenceCalibration
 from medplib.inference.gate import PresenceGate
 from medplib.inference.generate import Generated, generate
@@ -28,7 +28,7 @@ from medplib.models.geometry import published_unpad_resize, unpad_resize
 from medplib.models.load import load_model
 from medplib.models.moe import forced_expert
 from medplib.tokens import SEG
-from medplib.types import Batch, Sample
+from medplib.types import Batch, Record, Sample
 
 CALIBRATION = "presence.json"
 
@@ -154,10 +154,15 @@ class Predictor:
         with forcing, halves:
             shown, features, leader = self._encode(batch)
             image_of_row = self._image_of_row(batch)
-            gate = PresenceGate(self, features, image_of_row, scored=scored)
+            gate = PresenceGate(self, features, image_of_row, scored=scored, asked=[self._asked(records[0]) for records in batch.records])
             limits = {"eos_id": self.eos_id, "seg_id": self.seg_id, "max_new_tokens": self.max_new_tokens}
             out = generate(self.model, batch, **limits, decide=gate.decide, features=shown, leader=leader, steps=self.steps)
             return self._assemble(batch, out, gate, features, image_of_row, with_fallback=with_fallback)
+
+    def _asked(self, record: Record) -> list[tuple[int, ...]]:
+        """Tokens of the names that the last question lists, each as it stands inside an answer."""
+        question = next(turn.text for turn in reversed(record.turns) if turn.role == "human")
+        return [tuple(self.tokenizer(f" {name}", add_special_tokens=False)["input_ids"]) for name in listed_in_question(question)]
 
     def _encode(self, batch: Batch) -> tuple[torch.Tensor, ImageFeatures | None, torch.Tensor]:
         """Features of vision encoder and grounder for all images; equal images, as of several questions about one, are encoded once.

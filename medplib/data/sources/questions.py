@@ -41,3 +41,12 @@ def names_in_question(question: str, count: int) -> tuple[str, ...] | None:
         if len(parts) == count and all(part and part.lower() not in _POINTERS for part in parts):
             return tuple(parts)
     return None
+
+
+@lru_cache(maxsize=4096)
+def listed_in_question(question: str) -> tuple[str, ...]:
+    """The names that a question lists ("the liver and the spleen"), in order; () where it asks for one thing or in no known form."""
+    for count in range(2, 2 + len(_LIST.findall(question))):
+        if names := names_in_question(question, count):
+            return names
+    return ()

@@ -13,13 +13,13 @@ from medplib.inference.gate import ListedNames, PresenceGate
 SEG, NOT, YES = 2, 1, 0
 
 
-def _gate(threshold: float | None, rows: int = 1, *, legacy: bool = False) -> PresenceGate:
+def _gate(threshold: float | None, rows: int = 1, *, legacy: bool = False, asked: tuple[tuple[int, ...], ...] = ()) -> PresenceGate:
     rule = None if threshold is None else PresenceCalibration(("language model",), (1.0,), 0.0, threshold, "test", 1, 1)
     model = SimpleNamespace(grounder=SimpleNamespace(presence=None))
     predictor = SimpleNamespace(
         seg_id=SEG, refusal_ids=[NOT], comma_id=9, calibration=rule, model=model, config=SimpleNamespace(legacy=legacy)
     )
-    return PresenceGate(predictor, object(), torch.arange(rows), scored=True)
+    return PresenceGate(predictor, object(), torch.arange(rows), scored=True, asked=[asked] * rows)
 
 
 def _ask(gate: PresenceGate, step: int, *rows: tuple[float, float, float], live: list[bool] | None = None) -> list[int]:
@@ -83,4 +83,41 @@ def test_the_next_name_is_said_instead_of_one_that_has_its_decision(legacy: bool
     lung, seg, comma = (torch.full((1, 13), 1e-6).index_fill(1, torch.tensor([token]), 0.9) for token in (LUNG, SEG, COMMA))
     again = lung.index_fill(1, torch.tensor([KIDNEY]), 0.05)
     said = [int(gate.decide(step, torch.zeros(1, 4), p.log(), torch.tensor([True]))) for step, p in enumerate([lung, seg, comma, again])]
+    assert said == [LUNG, SEG, COMMA, last]
+
+
+LIST = ((LEFT, KIDNEY), (LUNG,), (LEFT, LUNG))
+
+
+@pytest.mark.parametrize(
+    ("said", "due"),
+    [
+        ([], []),  # the answer need not be a list
+        ([LUNG], []),
+        ([LUNG, SEG], []),  # it may end
+        ([LUNG, SEG, COMMA], [LEFT, LEFT]),
+        ([LUNG, SEG, COMMA, LEFT], [KIDNEY, LUNG]),
+        ([LUNG, SEG, COMMA, LEFT, KIDNEY], []),  # the decision is due
+        ([LUNG, NOT, YES, COMMA, LEFT, KIDNEY, SEG, COMMA, LEFT], [LUNG]),
+        ([LUNG, SEG, COMMA, LEFT, KIDNEY, SEG, COMMA, LEFT, LUNG, SEG, COMMA], []),  # nothing is left
+        ([KIDNEY, SEG, COMMA], []),  # another list than that of the question
+        ([SEG, COMMA], []),
+    ],
+)
+def test_a_list_goes_on_with_what_the_question_lists(said: list[int], due: list[int]) -> None:
+    names = ListedNames(COMMA, LIST)
+    for token in said:
+        names.note(token, decided=token in (SEG, NOT))
+    assert names.due() == due
+    free = ListedNames(COMMA)
+    for token in said:
+        free.note(token, decided=token in (SEG, NOT))
+    assert free.due() == []
+
+
+@pytest.mark.parametrize(("legacy", "last"), [(False, LEFT), (True, YES)])
+def test_what_is_due_is_said_instead_of_what_is_not_asked_for(legacy: bool, last: int) -> None:
+    gate = _gate(None, legacy=legacy, asked=LIST)
+    lung, seg, comma, other = (torch.full((1, 13), 1e-6).index_fill(1, torch.tensor([token]), 0.9) for token in (LUNG, SEG, COMMA, YES))
+    said = [int(gate.decide(step, torch.zeros(1, 4), p.log(), torch.tensor([True]))) for step, p in enumerate([lung, seg, comma, other])]
     assert said == [LUNG, SEG, COMMA, last]

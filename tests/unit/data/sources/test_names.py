@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from medplib.data.phantom.templates import QUESTIONS
-from medplib.data.sources.questions import names_in_question
+from medplib.data.sources.questions import listed_in_question, names_in_question
 from medplib.data.sources.sa_med2d import ClassNames, Stem, image_stem, mask_class_id, mask_name, parse_stem
 from medplib.errors import InputError
 
@@ -75,3 +75,19 @@ def test_every_wording_of_the_built_in_data_tells_its_names(kind: str, names: tu
     for wording in QUESTIONS[kind]:
         question = wording.format(a=names[0], b=names[-1])
         assert names_in_question(question, len(names)) == names, question
+
+
+@pytest.mark.parametrize(
+    ("question", "names"),
+    [
+        ("<image>\nSegment the cyst, the left hip and the stomach.", ("cyst", "left hip", "stomach")),
+        ("Where are the aorta and the left kidney in this scan?", ("aorta", "left kidney")),
+        ("Please mark the liver, the spleen, the aorta, and the uterus.", ("liver", "spleen", "aorta", "uterus")),
+        ("Segment the liver in this image.", ()),
+        ("Is there a liver, or a spleen?", ()),
+        ("Segment it and the mask.", ()),
+        ("", ()),
+    ],
+)
+def test_listed_in_question(question: str, names: tuple[str, ...]) -> None:
+    assert listed_in_question(question) == names
