@@ -1,6 +1,7 @@
 """`python -m medplib.fit --config configs/demo/stage1.yaml`: train one stage (LightningCLI; later files and flags override).
 
-`--then` separates stages that one process trains one after the other, which saves what starting a process costs.
+`--then` separates stages that one command trains one after the other, which saves what starting a process costs. `--ranks N` lets N
+processes of this machine train them together; a stage with `--rank K` is trained by one of them while the others go on with theirs.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import os
 import shutil
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medplib.errors import InputError, run_command
+from medplib.schedule import run
+
+if TYPE_CHECKING:
+    from medplib.data.cache import FileCache
 
 log = logging.getLogger("medplib.fit")
-
-THEN = "--then"
 
 
 def _quieten() -> None:
@@ -42,8 +47,7 @@ def _cli(arguments: list[str] | None):
 
     for name in ("lightning.pytorch", "lightning.fabric"):  # importing it set them to talk
         logging.getLogger(name).setLevel(logging.WARNING)
-    if rank_zero_only.rank:  # what all ranks have to say the first one says
-        logging.getLogger("medplib").setLevel(logging.WARNING)
+    logging.getLogger("medplib").setLevel(logging.WARNING if rank_zero_only.rank else logging.INFO)  # the first rank speaks for all
 
     class StageCLI(LightningCLI):
         """Adds what belongs to a run, not to a model, its data or its trainer."""
@@ -175,8 +179,13 @@ def _up_to_date(config, fingerprint: str) -> bool:
     return True
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Parse, train, write the checkpoint folder of the stage."""
+def main(arguments: list[str] | None = None, *, files: FileCache | None = None) -> None:
+    """Parse, train, write the checkpoint folder of the stage.
+
+    Args:
+        arguments: options; those of the command line when left out.
+        files: decoded for an earlier stage, to be looked up and added to.
+    """
     from medplib.training.resume import ResumeOptions, ResumePoints, points_folder
     from medplib.training.strategy import SameGradients, WholeWeights, check_strategy
 
@@ -186,12 +195,13 @@ def main(arguments: list[str] | None = None) -> None:
         log.info("stage '%s' is up to date: %s", cli.config.model.stage.name, cli.config.model.stage.output)
         return
     module, data = cli.model, cli.datamodule
-    data.connect(tokenizer=module.tokenizer, spec=module.input_spec())
+    data.connect(tokenizer=module.tokenizer, spec=module.input_spec(), files=files)
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     total = sum(p.numel() for p in module.parameters())
     log.info(
         "stage '%s': %.2f M of %.2f M parameters train (%s)", module.stage.name, trainable / 1e6, total / 1e6, ", ".join(module.trained)
     )
+    gc.unfreeze()  # what the stage before has left
     gc.collect()
     gc.freeze()  # records are many small objects that stay: walking them again and again costs a tenth of a small step
     resume, trainer = ResumeOptions(**cli.config.resume.as_dict()), cli.trainer
@@ -212,20 +222,27 @@ def main(arguments: list[str] | None = None) -> None:
     trainer.strategy.barrier()  # the next stage of this process begins with what rank 0 has just written
 
 
-def _command() -> None:
-    """The process of one stage."""
+@cache
+def _decoded() -> FileCache:
+    """The decoded files of this process, as the stages that it trains share them."""
+    from medplib.data.cache import FileCache
+
+    return FileCache(0)  # every stage gives it its own size
+
+
+def _train(arguments: list[str]) -> None:
+    """One stage in this process."""
     import torch
 
     # Values below 1e-38 (decayed Adam moments, saturated sigmoids) make x86 arithmetic many times slower and mean nothing here. Set before
     # the first parallel region, because threads inherit it, and here only, because it holds for the whole process.
     torch.set_flush_denormal(True)
-    stage: list[str] = []
-    for argument in [*sys.argv[1:], THEN]:
-        if argument == THEN:
-            main(stage)
-            stage = []
-        else:
-            stage.append(argument)
+    main(arguments, files=_decoded())
+
+
+def _command() -> None:
+    """All stages of the command line."""
+    run(sys.argv[1:], _train)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
-from threading import Thread
+from multiprocessing.synchronize import Barrier
 from typing import TypeVar
 
 from torch import distributed
@@ -20,10 +23,20 @@ from medplib.errors import InputError
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)
 """How long a rank waits for the slowest one: a set of long answers at full size takes hours."""
+GRACE = 60.0
+"""Seconds that ranks have to end by themselves when another one has broken off."""
+_NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class _Here:
+    """What this process is besides one of a group."""
+
+    meeting: Barrier | None = None
+    alone: bool = False
 
 
 def _together() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+    return distributed.is_available() and distributed.is_initialized() and not _Here.alone
 
 
 def world_size() -> int:
@@ -68,8 +81,27 @@ def joined() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
+def meet() -> None:
+    """Wait for the other processes of `start`, however long they take; nothing for a process alone."""
+    if _Here.meeting is not None:
+        _Here.meeting.wait()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process does something by itself, whatever others were started beside it."""
+    before, _Here.alone = _Here.alone, True
+    try:
+        with _environment(dict.fromkeys(_NAMES)):
+            yield
+    finally:
+        _Here.alone = before
+
+
 def start(work: Callable[[], None], *, count: int) -> None:
     """Call `work` in `count` new processes of this machine, which share its cores, and wait for all of them.
+
+    Told to stop (SIGTERM), this process tells them and waits until they have.
 
     Args:
         work: a function of a module, or a `functools.partial` of one.
@@ -77,27 +109,48 @@ def start(work: Callable[[], None], *, count: int) -> None:
 
     Raises:
         InputError: that of the first process that met one; the others are stopped.
-        RuntimeError: a process ended otherwise; its own message stands above.
+        SystemExit: the processes were told to stop, or one of them chose its exit code.
+        RuntimeError: a process broke; its own message stands above.
     """
     context = get_context("spawn")
-    errors = context.SimpleQueue()
+    errors, meeting = context.SimpleQueue(), context.Barrier(count)
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     shared |= {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}
     processes: list[BaseProcess] = []
     for index in range(count):
         with _environment({**shared, "RANK": str(index), "LOCAL_RANK": str(index)}):  # read when a new process imports torch
-            processes.append(context.Process(target=_run, args=(work, errors), daemon=True))
+            processes.append(context.Process(target=_run, args=(work, errors, meeting)))
             processes[-1].start()
+    told: list[int] = []
     try:
-        _wait(processes)
-        if not errors.empty():
-            raise InputError(errors.get())
-        if bad := [process.exitcode for process in processes if process.exitcode]:
-            raise RuntimeError(f"a rank ended with exit code {bad[0]}")
+        with _passing_on(signal.SIGTERM, processes, told):
+            _wait(processes)
+            for process in processes if told else ():
+                process.join()
+    except KeyboardInterrupt:  # a terminal has told them, too
+        _join(processes, GRACE)
+        raise SystemExit(128 + signal.SIGINT) from None
     finally:
         for process in processes:
             process.terminate()
+        _join(processes, GRACE)
+        for process in processes:
+            process.kill()
             process.join()
+    if not errors.empty():
+        raise InputError(errors.get())
+    _judge([process.exitcode for process in processes], told)
+
+
+def _judge(codes: Sequence[int | None], told: Sequence[int]) -> None:
+    """Raise what the exit codes of all ranks come to; nothing when all are zero."""
+    if told:
+        raise SystemExit(128 + told[0])
+    chosen = [code for code in codes if code and code > 128]
+    if chosen:
+        raise SystemExit(chosen[0])
+    if bad := [code for code in codes if code]:
+        raise RuntimeError(f"a rank ended with exit code {bad[0]}")
 
 
 def _wait(processes: Sequence[BaseProcess]) -> None:
@@ -111,8 +164,35 @@ def _wait(processes: Sequence[BaseProcess]) -> None:
                 return
 
 
-def _run(work: Callable[[], None], errors: SimpleQueue) -> None:
-    Thread(target=_end_with_parent, daemon=True).start()
+def _join(processes: Sequence[BaseProcess], seconds: float) -> None:
+    """Until all have ended, or so long."""
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+
+
+@contextmanager
+def _passing_on(number: int, processes: Sequence[BaseProcess], told: list[int]) -> Iterator[None]:
+    """Inside, the signal goes to the processes instead, and its number into `told`; where a thread may not say so, nothing."""
+
+    def tell(number: int, frame: object) -> None:
+        told.append(number)
+        for process in processes:
+            process.terminate()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, tell)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _run(work: Callable[[], None], errors: SimpleQueue, meeting: Barrier) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _Here.meeting = meeting
     try:
         work()
     except InputError as error:
@@ -127,17 +207,22 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Inside, variables have these values; None = are not set."""
     before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+    _set(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _free_port() -> int:

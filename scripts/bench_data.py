@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from medplib.data.augment import AugmentConfig
+from medplib.data.cache import FileCache
 from medplib.data.collate import Collator
 from medplib.data.dataset import DrawConfig, TrainingSet
 from medplib.data.encode import SampleEncoder
@@ -66,7 +67,8 @@ def written(folder: Path, size: tuple[int, int], *, colour: bool, count: int) ->
 def _loading(records: list[Record], spec: InputSpec) -> Callable[[], list[Batch]]:
     tokenizer = train_tokenizer(["Segment the disc. USER: ASSISTANT:"], 320)
     encoder = SampleEncoder(tokenizer=tokenizer, spec=spec)
-    data = TrainingSet(records=records, encoder=encoder, draw=DrawConfig(conversations=1), augment=AugmentConfig(), seed=0, cache_mb=0)
+    draw = DrawConfig(conversations=1)
+    data = TrainingSet(records=records, encoder=encoder, draw=draw, augment=AugmentConfig(), seed=0, cache=FileCache(0))
     collate = Collator(encoder.text)
     return lambda: [collate([data[i] for i in range(start, start + BATCH)]) for start in range(0, len(records), BATCH)]
 

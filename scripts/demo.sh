@@ -3,7 +3,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
-export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} TOKENIZERS_PARALLELISM=false
+cores=${OMP_NUM_THREADS:-$(nproc)}
+export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false  # a process per core beats a thread per core: operations are small
 begin=$(date +%s)
 say() { printf '\n== %s (%ds)\n' "$1" "$(($(date +%s) - begin))"; }
 
@@ -12,38 +13,23 @@ say "built-in data"
 [ -d data/phantom_tokenizer ] || python -m medplib.prepare tokenizer --out data/phantom_tokenizer --vocab_size 768 \
   --data "[data/phantom/train/alignment.json,data/phantom/train/MeCoVQA-Grounding.json,data/phantom/train/MeCoVQA-Closed.json,data/phantom/train/MeCoVQA-Region.json,data/phantom/train/MeCoVQA-Complex.json]"
 
-threads=$OMP_NUM_THREADS
-export OMP_NUM_THREADS=1  # operations are small: a process per core beats a thread per core
-options() { echo "--config configs/demo/$1.yaml --native_bfloat16 true --if_finished skip"; }
-fit() { python -m medplib.fit "$@"; }
-ranks=""
-fit_alone() { OMP_NUM_THREADS=$threads fit "$@"; }  # a stage beside which nothing else can run
-if [ "$threads" -gt 1 ] && ! command -v nvidia-smi >/dev/null 2>&1; then  # two ranks would want two GPUs
-  ranks="--config configs/parts/strategy_ddp.yaml --trainer.devices 2 --data.shared_batch true"
-  fit_alone() { OMP_NUM_THREADS=$((threads > 3 ? threads / 2 : 1)) fit "$@"; }
+stage() { echo "--config configs/demo/$1.yaml --native_bfloat16 true --if_finished skip"; }
+fit() { OMP_NUM_THREADS=$cores python -m medplib.fit "$@"; }
+together="" silent="--trainer.enable_progress_bar false"
+if [ "$cores" -gt 1 ] && ! command -v nvidia-smi >/dev/null 2>&1; then  # two ranks would want two GPUs
+  fit() { OMP_NUM_THREADS=$((cores / 2)) python -m medplib.fit --ranks 2 "$@"; }
+  together="--config configs/parts/strategy_ddp.yaml --data.shared_batch true"
 fi
 
-say "stage 0: image encoder"
-fit_alone $(options stage0_dense) $ranks
-
-say "one core each: the grounder (stage 0), and the language side (stage 0, I, II; runs/demo/language.log)"
-mkdir -p runs/demo
-set -m  # a process group of its own, so that an interruption stops its children too
-silent="--trainer.enable_progress_bar false"
-fit $(options stage0_vision) $silent --then $(options stage1_align) $silent --then $(options stage2_vl) $silent > runs/demo/language.log 2>&1 &
-language=$!
-set +m
-trap 'kill -- -$language 2>/dev/null || true' EXIT
-fit $(options stage0_grounder)
-wait $language || { tail -3 runs/demo/language.log >&2; exit 2; }
-trap - EXIT
-grep -e "^wrote" -e "up to date" runs/demo/language.log
-
-say "stages III and IV"
-fit_alone $(options stage3_grounding) $ranks --then $(options stage4_moe) $ranks
+say "training: the image encoder; the grounder beside the language side (vision, projector, stage II); stages III and IV"
+fit $(stage stage0_dense) $together \
+  --then --rank 0 $(stage stage0_grounder) \
+  --then --rank 1 $(stage stage0_vision) $silent --then --rank 1 $(stage stage1_align) $silent --then --rank 1 $(stage stage2_vl) $silent \
+  --then $(stage stage3_grounding) $together \
+  --then $(stage stage4_moe) $together
 
 say "evaluation and controls"  # four processes are enough, each holds the model
-python -m medplib.evaluate --checkpoint checkpoints/demo/stage4_moe --suite configs/eval/demo.yaml --out runs/demo --ranks "$((threads < 4 ? threads : 4))"
+python -m medplib.evaluate --checkpoint checkpoints/demo/stage4_moe --suite configs/eval/demo.yaml --out runs/demo --ranks "$((cores < 4 ? cores : 4))"
 
 say "predictions"
 image=$(python - <<'PY'

@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH" TOKENIZERS_PARALLELISM=false
 recipe=${1:?usage: bash scripts/stages.sh configs/real_small [options]}
+words=()
 for stage in stage0_dense stage0_grounder stage0_vision stage1_align stage2_vl stage3_grounding stage4_moe; do
-  python -m medplib.fit --config "$recipe/$stage.yaml" --if_finished skip "${@:2}"
+  words+=(--then --config "$recipe/$stage.yaml" --if_finished skip "${@:2}")
 done
+python -m medplib.fit "${words[@]:1}"

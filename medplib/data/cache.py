@@ -14,7 +14,7 @@ from medplib.imaging.mask import read_mask
 
 
 class FileCache:
-    """Decoded files, least recently used dropped first. One per data set (and per worker).
+    """Decoded files, least recently used dropped first. One per process (and per worker); stages of one command share it.
 
     Args:
         megabytes: of packed pixels, 2**20 bytes each; the newest file stays whatever its size.
@@ -24,6 +24,15 @@ class FileCache:
         self.limit, self.used = megabytes * 2**20, 0
         self._arrays: OrderedDict[Path, np.ndarray] = OrderedDict()
         self._spacings: dict[Path, tuple[float, float] | None] = {}
+
+    def __reduce__(self) -> tuple[type[FileCache], tuple[float]]:
+        """A process that is not forked begins with an empty one."""
+        return FileCache, (self.limit / 2**20,)
+
+    def resize(self, megabytes: float) -> None:
+        """Give it another limit."""
+        self.limit = megabytes * 2**20
+        self._drop()
 
     def image(self, path: Path) -> np.ndarray:
         """(H, W, 3) uint8, not to be written to; a grey image is a view of one plane, see `from_plane`."""
@@ -52,6 +61,9 @@ class FileCache:
         array = read()
         self._arrays[path] = array
         self.used += array.nbytes
+        self._drop()
+        return array
+
+    def _drop(self) -> None:
         while self.used > self.limit and len(self._arrays) > 1:
             self.used -= self._arrays.popitem(last=False)[1].nbytes
-        return array

@@ -9,6 +9,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from medplib.data.augment import AugmentConfig
+from medplib.data.cache import FileCache
 from medplib.data.collate import Collator
 from medplib.data.dataset import DrawConfig, RecordSet, TrainingSet, spread
 from medplib.data.encode import InputSpec, SampleEncoder
@@ -35,7 +36,7 @@ class DataModule(L.LightningDataModule):
         draw, augment: how training samples are made.
         seed: of the training stream.
         workers: loader processes; 0 reads in the main process.
-        cache_mb: decoded files kept in memory, per loader process.
+        cache_mb: decoded files kept in memory, per loader process. Stages of one command find what those before have read.
         val_limit: at most so many validation records, drawn with a fixed seed; 0 = all.
     """
 
@@ -68,6 +69,7 @@ class DataModule(L.LightningDataModule):
         self.train_records = self._read(train)
         self.val_records = spread(self._read(val), val_limit)
         self._encoder: SampleEncoder | None = None
+        self._files = FileCache(cache_mb)
         self._first = (0, 0)
 
     def _read(self, files: tuple[str, ...]) -> list[Record]:
@@ -78,9 +80,18 @@ class DataModule(L.LightningDataModule):
             records += read
         return records
 
-    def connect(self, *, tokenizer: PreTrainedTokenizerBase, spec: InputSpec) -> None:
-        """Say how the model wants to be fed; must precede the loaders."""
+    def connect(self, *, tokenizer: PreTrainedTokenizerBase, spec: InputSpec, files: FileCache | None = None) -> None:
+        """Say how the model wants to be fed; must precede the loaders.
+
+        Args:
+            tokenizer: of the model.
+            spec: of the model.
+            files: decoded for an earlier stage.
+        """
         self._encoder = SampleEncoder(tokenizer=tokenizer, spec=spec)
+        if files is not None:
+            self._files = files
+            files.resize(self.cache_mb)
 
     def batch_of_rank(self, ranks: int) -> int:
         """Samples per step of each of so many ranks.
@@ -106,7 +117,7 @@ class DataModule(L.LightningDataModule):
             draw=self.draw,
             augment=self.augment,
             seed=self.seed,
-            cache_mb=self.cache_mb,
+            cache=self._files,
         )
         trainer = self.trainer
         batch_size = self.batch_of_rank(trainer.world_size)

@@ -68,11 +68,12 @@ class TrainingSet(Dataset):
     Args:
         records: all conversations; those about the same images are grouped.
         encoder: builds the tensors.
-        draw, augment, seed, cache_mb: see the configuration.
+        draw, augment, seed: see the configuration.
+        cache: of decoded files.
     """
 
     def __init__(
-        self, *, records: list[Record], encoder: SampleEncoder, draw: DrawConfig, augment: AugmentConfig, seed: int, cache_mb: float
+        self, *, records: list[Record], encoder: SampleEncoder, draw: DrawConfig, augment: AugmentConfig, seed: int, cache: FileCache
     ) -> None:
         self.encoder, self.draw, self.seed = encoder, draw, seed
         groups: dict[tuple[Path, ...], list[Record]] = defaultdict(list)
@@ -83,7 +84,7 @@ class TrainingSet(Dataset):
             raise InputError(where="data.draw.task_weights", expected="tasks that the data have", found=", ".join(draw.task_weights))
         self.groups = list(groups.values())
         self.augment = Augmenter(augment)
-        self.cache = FileCache(cache_mb)
+        self.cache = cache
         self._weights = [self._record_weights(group) for group in self.groups]
         by_source = defaultdict(list)
         for index, group in enumerate(self.groups):

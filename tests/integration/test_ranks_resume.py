@@ -17,7 +17,7 @@ from medplib.training.resume import points_folder
 ROOT = Path(__file__).parents[2]
 STEPS = 12
 FOUR = ("--data.batch_size", "4")
-TWO_RANKS = ("--trainer.devices", "2", "--data.batch_size", "2")
+TWO_RANKS = ("--ranks", "2", "--data.batch_size", "2")
 
 
 def leg(trained: Trained, out: Path, *more: str, stop: int, strategy: str = "one") -> subprocess.CompletedProcess:

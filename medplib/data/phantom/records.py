@@ -58,11 +58,11 @@ class Conversation:
 
 
 def dump(conversations: list[Conversation]) -> str:
-    """A file of conversations as text; ids count the questions per image."""
+    """A file of conversations as text, one in a line; ids count the questions per image."""
     numbers: dict[str, int] = {}
     objects = []
     for conversation in conversations:
         stem = conversation.facts.stem
         numbers[stem] = numbers.get(stem, 0) + 1
         objects.append(conversation.to_json(numbers[stem]))
-    return json.dumps(objects, indent=1) + "\n"
+    return "[\n" + ",\n".join(map(json.dumps, objects)) + "\n]\n"

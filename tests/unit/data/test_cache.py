@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -54,6 +56,18 @@ def test_the_least_recently_used_is_dropped_first(tmp_path, monkeypatch):
         assert (cache.image(paths[k]) == k).all()
     assert read == [paths[k] for k in (0, 1, 2, 3, 1)]
     assert cache.used <= cache.limit
+
+
+def test_another_limit_drops_what_is_too_much(tmp_path):
+    paths = [_save(tmp_path / f"{k}.png", np.full((256, 256), k, np.uint8)) for k in range(4)]
+    cache = FileCache(1)
+    for path in paths:
+        cache.image(path)
+    assert cache.used == 4 * 256 * 256
+    cache.resize(2 * 256 * 256 / 2**20)
+    assert cache.used == 2 * 256 * 256
+    copy = pickle.loads(pickle.dumps(cache))  # a worker that is not forked reads for itself
+    assert (copy.used, copy.limit) == (0, cache.limit)
 
 
 def test_a_mask_of_another_size_is_refused_and_not_kept(tmp_path):
