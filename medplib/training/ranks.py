@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import distributed
 
-from medplib.ranks import world_size
+from medplib.ranks import summed, world_size
 from medplib.tokens import IGNORE_LABEL
 from medplib.training.losses import LossTerms
 from medplib.types import Batch
@@ -48,8 +48,7 @@ def over_all_ranks(terms: LossTerms, counts: torch.Tensor) -> LossTerms:
     ranks = world_size()
     if ranks == 1:
         return terms
-    everyone = counts.clone()
-    distributed.all_reduce(everyone)
+    everyone = summed(counts)
     share = counts * ranks / everyone.clamp(min=1e-6)
     return replace(terms, **{n: share[i] * value for i, n in enumerate(TERMS) if (value := getattr(terms, n)) is not None})
 
@@ -64,7 +63,6 @@ def balanced_over_ranks(sums_E: torch.Tensor, counts_E: torch.Tensor, *, togethe
     """
     everyone_E, ranks = counts_E.float(), world_size() if together else 1
     if ranks > 1:
-        everyone_E = everyone_E.clone()
-        distributed.all_reduce(everyone_E)
+        everyone_E = summed(everyone_E)
     kinds = (everyone_E > 0).sum().clamp(min=1)
     return (sums_E / everyone_E.clamp(min=1)).sum() / kinds * ranks

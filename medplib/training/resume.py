@@ -105,6 +105,7 @@ class ResumePoints(L.Callback):
         """Take over from Lightning, whose own handler ends a run between two steps without a point, and with exit code 0."""
         self.told_to_stop |= trainer.received_sigterm
         trainer._signal_connector.received_sigterm = False
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # its round of all ranks before each batch; ours is behind it
         signal.signal(signal.SIGTERM, self._stop)
 
     def _check(self, point: Path, meta: dict[str, Any], *, ranks: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -12,10 +14,77 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from medplib.errors import InputError
+from medplib.ranks import can_meet, summed
+from medplib.training.neighbours import SharedGradients, take_over
 from medplib.training.sharded import ShardedStrategy, gathered
+
+
+class SameWeightsStrategy(DDPStrategy):
+    """DDP: every rank has the whole model, gradients are averaged; parts that a step leaves out are allowed.
+
+    Buffers are made those of rank 0 before each step only where steps change them (batch norm that trains): elsewhere they stay equal by
+    themselves, and one more meeting of all ranks costs a twentieth of a small step. CPU ranks that `--ranks` has started exchange gradients
+    through shared memory instead (`neighbours.py`), with the same result.
+
+    Args:
+        timeout_minutes: how long a rank waits for the others.
+    """
+
+    def __init__(self, timeout_minutes: int = 30) -> None:
+        super().__init__(find_unused_parameters=True, gradient_as_bucket_view=True, timeout=timedelta(minutes=timeout_minutes))
+        self._shared: SharedGradients | None = None
+        self._gathering = False
+
+    @override
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        changing = changes_buffers(model)
+        if self.root_device.type == "cpu" and can_meet() and not changing:
+            take_over(model)
+            self._shared = SharedGradients([p for p in model.parameters() if p.requires_grad], self.broadcast)
+            return model
+        self._ddp_kwargs["broadcast_buffers"] = changing
+        return super()._setup_model(model)
+
+    @override
+    def post_backward(self, closure_loss: torch.Tensor) -> None:
+        super().post_backward(closure_loss)
+        if self._shared is not None and not self._gathering:
+            self._shared.average()
+
+    @override
+    def block_backward_sync(self) -> AbstractContextManager:
+        return super().block_backward_sync() if self._shared is None else self._gathered()
+
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        self._gathering = True
+        try:
+            yield
+        finally:
+            self._gathering = False
+
+    @override
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        if self._shared is None:
+            return super().reduce_boolean_decision(decision, all)
+        agreed = int(summed(torch.tensor([float(decision)])))
+        return agreed == self.world_size if all else agreed > 0
+
+    @override
+    def teardown(self) -> None:
+        self._shared = None
+        super().teardown()
+
+
+def changes_buffers(model: nn.Module) -> bool:
+    """Whether training steps change buffers: there is a batch norm that keeps statistics and whose parameters, if any, are not frozen."""
+    norms = (module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats)
+    own = ([parameter.requires_grad for parameter in norm.parameters()] for norm in norms)
+    return any(any(trained) or not trained for trained in own)
 
 
 class _WholeBatches(DeepSpeedPrecision):

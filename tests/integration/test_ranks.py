@@ -56,6 +56,15 @@ def test_two_ranks_are_one(trained: Trained, alone, tmp_path: Path, strategy: st
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
 
 
+def test_shared_memory_and_sockets_give_the_same_bits(trained: Trained, tmp_path: Path) -> None:
+    """Gradients gathered over two batches, parts that only some steps use; started by the command itself, or by Lightning under DDP."""
+    more = ("--config", str(PARTS / "strategy_ddp.yaml"), "--trainer.accumulate_grad_batches", "2", "--data.batch_size", "2")
+    losses = [run(trained, tmp_path / by, *more, *words) for by, words in (("own", ["--ranks", "2"]), ("ddp", ["--trainer.devices", "2"]))]
+    assert losses[0] == losses[1]
+    own, ddp = (load_checkpoint(tmp_path / by / "weights").lineage.weights_sha256 for by in ("own", "ddp"))
+    assert own == ddp
+
+
 @pytest.mark.parametrize(
     ("strategy", "option", "value", "said"),
     [

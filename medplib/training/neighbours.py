@@ -1,0 +1,104 @@
+"""Gradients averaged through memory that the ranks of one machine share, for CPU ranks that one command has started.
+
+Between processes that keep all cores busy, a collective over sockets waits for a thread that first has to get a core: some ten milliseconds
+of a small step (docs/experiments.md). Here the ranks write side by side, meet once, and each adds up for itself.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+
+from medplib.errors import InputError
+from medplib.ranks import meet, rank, world_size
+
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class SharedGradients:
+    """What R ranks know of each other's gradients.
+
+    Everything is written twice in turn: who is in a step has met the others behind the step before, so nobody still reads what lies two
+    steps back, and one meeting a step is enough.
+
+    Args:
+        parameters: those that train, in one order on all ranks, P of them with V values together.
+        tell: gives all ranks what rank 0 says.
+
+    Raises:
+        InputError: there is no room for the memory.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], tell: Callable[[str], str]) -> None:
+        self.parameters, self.mine, ranks = parameters, rank(), world_size()
+        sizes = [parameter.numel() for parameter in parameters]
+        values, flags = 2 * ranks * sum(sizes), 2 * ranks * len(sizes)
+        memory = _shared(4 * values + flags, tell)
+        self.values = torch.frombuffer(memory, dtype=torch.float32, count=values).view(2, ranks, -1)  # (2, R, V)
+        self.flags = torch.frombuffer(memory, dtype=torch.uint8, count=flags, offset=4 * values).view(2, ranks, -1)  # (2, R, P)
+        rows = [turn[self.mine].split(sizes) for turn in self.values]
+        self.views = [[part.view(p.shape) for part, p in zip(row, parameters, strict=True)] for row in rows]
+        self.sizes, self._turn = sizes, 0
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Replace the gradients by their means over ranks; one that is nowhere stays None, as a missing one counts as zero."""
+        self._turn = turn = 1 - self._turn
+        here = [parameter.grad is not None for parameter in self.parameters]
+        self.flags[turn, self.mine] = torch.tensor(here, dtype=torch.uint8)
+        own = list(zip(self.views[turn], self.parameters, strict=True))
+        torch._foreach_copy_([view for view, p in own if p.grad is not None], [p.grad for _, p in own if p.grad is not None])
+        for view, parameter in own:
+            if parameter.grad is None:
+                view.zero_()
+        meet()
+        rows = self.values[turn]
+        mean = rows[0] + rows[1]
+        for row in rows[2:]:
+            mean += row
+        mean /= len(rows)
+        found = self.flags[turn].any(dim=0).tolist()
+        for parameter, there, part in zip(self.parameters, found, mean.split(self.sizes), strict=True):
+            parameter.grad = part.view(parameter.shape) if there else None
+
+
+def _shared(size: int, tell: Callable[[str], str]) -> mmap.mmap:
+    """Memory of so many bytes that all ranks of this machine see; it has no name any more when this returns."""
+    path, descriptor = "", -1
+    if rank() == 0:
+        folder = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None
+        descriptor, path = tempfile.mkstemp(prefix="medplib-gradients-", dir=folder)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            os.unlink(path)
+            os.close(descriptor)
+            path = f"error: {error.strerror}"
+    path = tell(path)
+    if path.startswith("error: "):
+        raise InputError(where="--ranks", expected=f"{size / 2**20:.0f} MiB of shared memory", found=path.removeprefix("error: "),
+                         remedy=f"make {_SHARED_MEMORY} larger, or let torchrun start the ranks")  # fmt: skip
+    descriptor = os.open(path, os.O_RDWR) if descriptor < 0 else descriptor
+    memory = mmap.mmap(descriptor, size)
+    os.close(descriptor)
+    meet()
+    if rank() == 0:
+        os.unlink(path)
+    return memory
+
+
+@torch.no_grad()
+def take_over(model: nn.Module) -> None:
+    """Give every rank the parameters and buffers of rank 0, byte by byte."""
+    tensors = [*model.parameters(), *model.buffers()]
+    pieces = [tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in tensors]
+    packed = torch.cat(pieces)
+    distributed.broadcast(packed, src=0)
+    for tensor, piece in zip(tensors, packed.split([len(piece) for piece in pieces]), strict=True):
+        tensor.copy_(piece.clone().view(tensor.dtype).view(tensor.shape))
