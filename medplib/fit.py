@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medplib.errors import InputError, run_command
+from medplib.ranks import own_place
 from medplib.schedule import run
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def _cli(arguments: list[str] | None):
             """Build only when there is something to do."""
             if self.config.native_bfloat16:
                 self.config.trainer.precision = _native_precision(self.config.trainer)
+            if own_place() is not None and _accelerated(self.config.trainer):
+                self.config.trainer.devices = [own_place()]
             self.fingerprint = _fingerprint(self.config)
             self.done = self.config.if_finished == "skip" and _up_to_date(self.config, self.fingerprint)
             if not self.done:
@@ -113,22 +116,25 @@ def _native_precision(trainer) -> str:
     Raises:
         InputError: a precision is asked for besides.
     """
-    import torch
-
     from medplib.models.precision import multiplies_bfloat16
 
     if trainer.precision is not None:
         raise InputError(
             where="trainer.precision", expected="none beside native_bfloat16", found=str(trainer.precision), remedy="leave one out"
         )
-    accelerated = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    precision = "bf16-mixed" if multiplies_bfloat16("cuda" if accelerated else "cpu") else "32-true"
+    precision = "bf16-mixed" if multiplies_bfloat16("cuda" if _accelerated(trainer) else "cpu") else "32-true"
     log.info(
         "trainer.precision %s: this processor %s",
         precision,
         "multiplies bfloat16" if precision == "bf16-mixed" else "multiplies no bfloat16",
     )
     return precision
+
+
+def _accelerated(trainer) -> bool:
+    import torch
+
+    return trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def _fingerprint(config, *, without: tuple[str, ...] = ()) -> str:
@@ -179,8 +185,11 @@ def _up_to_date(config, fingerprint: str) -> bool:
     return True
 
 
-def main(arguments: list[str] | None = None, *, files: FileCache | None = None) -> None:
+def main(arguments: list[str] | None = None, *, files: FileCache | None = None) -> bool:
     """Parse, train, write the checkpoint folder of the stage.
+
+    Returns:
+        Whether the process was told to stop so late that the stage was finished instead.
 
     Args:
         arguments: options; those of the command line when left out.
@@ -190,10 +199,12 @@ def main(arguments: list[str] | None = None, *, files: FileCache | None = None) 
     from medplib.training.strategy import SameGradients, WholeWeights, check_strategy
 
     _quieten()
+    gc.unfreeze()  # what the stage before has left, before there is a second model
+    gc.collect()
     cli = _cli(arguments)
     if cli.done:
         log.info("stage '%s' is up to date: %s", cli.config.model.stage.name, cli.config.model.stage.output)
-        return
+        return False
     module, data = cli.model, cli.datamodule
     data.connect(tokenizer=module.tokenizer, spec=module.input_spec(), files=files)
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -201,7 +212,6 @@ def main(arguments: list[str] | None = None, *, files: FileCache | None = None) 
     log.info(
         "stage '%s': %.2f M of %.2f M parameters train (%s)", module.stage.name, trainable / 1e6, total / 1e6, ", ".join(module.trained)
     )
-    gc.unfreeze()  # what the stage before has left
     gc.collect()
     gc.freeze()  # records are many small objects that stay: walking them again and again costs a tenth of a small step
     resume, trainer = ResumeOptions(**cli.config.resume.as_dict()), cli.trainer
@@ -210,7 +220,8 @@ def main(arguments: list[str] | None = None, *, files: FileCache | None = None) 
     trainer.callbacks += [whole, SameGradients()]
     fingerprint = _run_fingerprint(_fingerprint(cli.config, without=("batch_size",)), module.parents, data.counts)
     samples = data.batch_of_rank(trainer.world_size) * trainer.world_size
-    trainer.callbacks.append(ResumePoints(points, resume, fingerprint=fingerprint, samples=samples))
+    stopper = ResumePoints(points, resume, fingerprint=fingerprint, samples=samples)
+    trainer.callbacks.append(stopper)
     trainer.fit(module, datamodule=data)
     if cli.trainer.interrupted:
         raise SystemExit(130)
@@ -220,6 +231,7 @@ def main(arguments: list[str] | None = None, *, files: FileCache | None = None) 
         shutil.rmtree(points, ignore_errors=True)
         log.info("wrote %s (%d steps, %.0f s)  %s", module.stage.output, lineage.steps, lineage.seconds, figures)
     trainer.strategy.barrier()  # the next stage of this process begins with what rank 0 has just written
+    return stopper.told_to_stop
 
 
 @cache
@@ -230,14 +242,14 @@ def _decoded() -> FileCache:
     return FileCache(0)  # every stage gives it its own size
 
 
-def _train(arguments: list[str]) -> None:
+def _train(arguments: list[str]) -> bool:
     """One stage in this process."""
     import torch
 
     # Values below 1e-38 (decayed Adam moments, saturated sigmoids) make x86 arithmetic many times slower and mean nothing here. Set before
     # the first parallel region, because threads inherit it, and here only, because it holds for the whole process.
     torch.set_flush_denormal(True)
-    main(arguments, files=_decoded())
+    return main(arguments, files=_decoded())
 
 
 def _command() -> None:

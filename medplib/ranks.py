@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,11 +44,12 @@ class _Here:
     """(2, ranks, _BOARD) float64 that all processes of `start` see. Who writes into one half has met the others behind the other one, so
     nobody still reads what he writes over."""
     half: int = 0
-    alone: bool = False
+    alone: int | None = None
+    """Which of the processes this is, where it works by itself."""
 
 
 def _together() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and not _Here.alone
+    return distributed.is_available() and distributed.is_initialized() and _Here.alone is None
 
 
 def world_size() -> int:
@@ -100,16 +102,17 @@ def meet() -> None:
 
 def can_meet() -> bool:
     """Whether this process is one of those that `start` has started, and now together with them."""
-    return _Here.meeting is not None and not _Here.alone
+    return _Here.meeting is not None and _Here.alone is None
 
 
 def summed(values: torch.Tensor) -> torch.Tensor:
-    """Sum over ranks of at most 64 values (n,), on each of them, as a new tensor; every rank must call it.
+    """Sum over ranks of a few values (n,), on each of them, as a new tensor; every rank must call it.
 
-    Processes of `start` write on a board and meet, which costs a tenth of a millisecond; a collective over sockets waits for a thread that
-    first has to get one of the cores that the ranks keep busy.
+    CPU processes of `start` write on a board and meet, which costs a tenth of a millisecond; a collective over sockets waits for a thread
+    that first has to get one of the cores that the ranks keep busy.
     """
-    if _Here.board is None or _Here.alone or values.device.type != "cpu" or not _together():
+    few = len(values) <= _BOARD
+    if _Here.board is None or not few or values.device.type != "cpu" or not _together():
         everyone = values.clone()
         if world_size() > 1:
             distributed.all_reduce(everyone)
@@ -123,12 +126,17 @@ def summed(values: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def alone() -> Iterator[None]:
     """Inside, this process does something by itself, whatever others were started beside it."""
-    before, _Here.alone = _Here.alone, True
+    _Here.alone = local_rank()
     try:
         with _environment(dict.fromkeys(_NAMES)):
             yield
     finally:
-        _Here.alone = before
+        _Here.alone = None
+
+
+def own_place() -> int | None:
+    """Which of the processes of `start` this one is, inside `alone`; None elsewhere. Its accelerator has the same number."""
+    return _Here.alone
 
 
 def start(work: Callable[[], None], *, count: int) -> None:
@@ -142,60 +150,74 @@ def start(work: Callable[[], None], *, count: int) -> None:
 
     Raises:
         InputError: that of the first process that met one; the others are stopped.
-        SystemExit: the processes were told to stop, or one of them chose its exit code.
+        SystemExit: the processes were told to stop and did, or one of them chose its exit code.
         RuntimeError: a process broke; its own message stands above.
     """
     context = get_context("spawn")
     errors, meeting, board = context.SimpleQueue(), context.Barrier(count), context.RawArray("d", 2 * count * _BOARD)
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    shared |= {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}
+    shared |= {"SLURM_JOB_NAME": "bash"} if "SLURM_JOB_ID" in os.environ else {}  # else Lightning counts Slurm's tasks instead
+    shared |= {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, _cores() // count))}
     processes: list[BaseProcess] = []
-    for index in range(count):
-        with _environment({**shared, "RANK": str(index), "LOCAL_RANK": str(index)}):  # read when a new process imports torch
-            processes.append(context.Process(target=_run, args=(work, errors, meeting, board)))
-            processes[-1].start()
     told: list[int] = []
+    first = None
     try:
+        for index in range(count):
+            with _environment({**shared, "RANK": str(index), "LOCAL_RANK": str(index)}):  # read when a new process imports torch
+                processes.append(context.Process(target=_run, args=(work, errors, meeting, board)))
+                processes[-1].start()
         with _passing_on(signal.SIGTERM, processes, told):
-            _wait(processes)
+            first = _wait(processes)
+            _break(meeting)
             for process in processes if told else ():
                 process.join()
     except KeyboardInterrupt:  # a terminal has told them, too
         _join(processes, GRACE)
         raise SystemExit(128 + signal.SIGINT) from None
     finally:
-        meeting.abort()  # who waits for one that has ended would wait for ever
+        _break(meeting)
+        _end([process for process in processes if process.pid is not None])
+    if not errors.empty():
+        raise InputError(errors.get())
+    if told and any(process.exitcode for process in processes):
+        raise SystemExit(128 + told[0])
+    if first and first > 128:
+        raise SystemExit(first)
+    if first:
+        raise RuntimeError(f"a rank ended with exit code {first}")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _break(meeting: Barrier) -> None:
+    """Who waits for one that has ended would wait for ever. By a thread, which may wait for ever itself for one that was killed."""
+    threading.Thread(target=meeting.abort, daemon=True).start()
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """Tell them, wait a while, kill."""
+    try:
         for process in processes:
             process.terminate()
         _join(processes, GRACE)
+    finally:
         for process in processes:
             process.kill()
             process.join()
-    if not errors.empty():
-        raise InputError(errors.get())
-    _judge([process.exitcode for process in processes], told)
 
 
-def _judge(codes: Sequence[int | None], told: Sequence[int]) -> None:
-    """Raise what the exit codes of all ranks come to; nothing when all are zero."""
-    if told:
-        raise SystemExit(128 + told[0])
-    chosen = [code for code in codes if code and code > 128]
-    if chosen:
-        raise SystemExit(chosen[0])
-    if bad := [code for code in codes if code]:
-        raise RuntimeError(f"a rank ended with exit code {bad[0]}")
-
-
-def _wait(processes: Sequence[BaseProcess]) -> None:
-    """Until all have ended, or one badly: the others would wait for it for ever."""
+def _wait(processes: Sequence[BaseProcess]) -> int | None:
+    """Until all have ended, or one badly: the others would wait for it for ever. The exit code of that one."""
     waiting = {process.sentinel: process for process in processes}
     while waiting:
         for sentinel in connection.wait(list(waiting)):
             process = waiting.pop(sentinel)
             process.join()
             if process.exitcode:
-                return
+                return process.exitcode
+    return None
 
 
 def _join(processes: Sequence[BaseProcess], seconds: float) -> None:
@@ -226,6 +248,7 @@ def _passing_on(number: int, processes: Sequence[BaseProcess], told: list[int]) 
 
 def _run(work: Callable[[], None], errors: SimpleQueue, meeting: Barrier, board: ctypes.Array) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # leaves `meet` in order, which the others rely on
     _Here.meeting, _Here.board = meeting, np.frombuffer(board).reshape(2, -1, _BOARD)
     try:
         work()

@@ -5,6 +5,7 @@ What starting a process costs (seconds of importing) and what it remembers (deco
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from medplib.ranks import alone, launched, local_rank, meet, start
 
 THEN, RANKS, RANK = "--then", "--ranks", "--rank"
 
-Train = Callable[[list[str]], None]
+Train = Callable[[list[str]], bool]
+"""Trains one stage with these options; whether it was told to stop when all that was left was to finish."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Planned:
     rank: int | None = None
 
 
-def planned(words: Sequence[str]) -> tuple[int, tuple[Planned, ...]]:
-    """Number of ranks and the stages of a command line.
+def planned(words: Sequence[str]) -> tuple[int | None, tuple[Planned, ...]]:
+    """Number of ranks, None where it is not given, and the stages of a command line.
 
     Args:
         words: options of stages with `--then` between them; `--ranks N` belongs to all, `--rank K` to one stage.
@@ -51,7 +53,7 @@ def planned(words: Sequence[str]) -> tuple[int, tuple[Planned, ...]]:
     for rank in {stage.rank for stage in stages} - {None}:
         if rank >= count > 1:  # a process alone does what is meant for others, too
             raise InputError(where=RANK, expected=f"a rank below {count}, of those that {RANKS} starts", found=str(rank))
-    return count, tuple(stages)
+    return ranks, tuple(stages)
 
 
 def _taken(words: Sequence[str], option: str, *, least: int) -> tuple[int | None, list[str]]:
@@ -74,36 +76,40 @@ def run(words: Sequence[str], train: Train) -> None:
 
     Args:
         words: see `planned`.
-        train: trains one stage, a function of a module; its arguments are the options of the stage.
+        train: see `Train`; a function of a module.
 
     Raises:
         InputError: that of the first stage, or rank, that met one.
+        SystemExit: told to stop (SIGTERM) with stages left to train.
     """
     count, stages = planned(words)
-    if count == 1:
-        for stage in stages:
-            train(list(stage.arguments))
+    if launched() and (count is not None or any(stage.rank is not None for stage in stages)):
+        found = RANK if count is None else f"{RANKS} {count}"
+        raise InputError(where="command line", expected="no option for ranks where something else starts them (torchrun)", found=found)
+    if count is None or count == 1:
+        devices = [] if count is None else ["--trainer.devices", "1"]
+        for left, stage in zip(reversed(range(len(stages))), stages, strict=True):
+            _stop(train([*stage.arguments, *devices]), left)
         return
-    if launched():
-        raise InputError(where=RANKS, expected="no such option where something else starts the ranks (torchrun)", found=str(count))
     start(partial(_as_rank, train, stages, count), count=count)
 
 
 def _as_rank(train: Train, stages: Sequence[Planned], count: int) -> None:
-    for stage in stages:
+    mine = [stage for stage in stages if stage.rank in (None, local_rank())]
+    for left, stage in zip(reversed(range(len(mine))), mine, strict=True):
         if stage.rank is None:
             meet()  # a rank that trained something alone may be hours behind
-            train([*stage.arguments, "--trainer.devices", str(count)])
-        elif stage.rank == local_rank():
-            devices = _own_device(local_rank())
+            told = train([*stage.arguments, "--trainer.num_nodes", "1", "--trainer.devices", str(count)])
+        else:
             with _by_itself():
-                train([*stage.arguments, "--trainer.devices", devices])
+                told = train([*stage.arguments, "--trainer.strategy", "auto", "--trainer.num_nodes", "1", "--trainer.devices", "1"])
+        _stop(told, left)
 
 
-def _own_device(rank: int) -> str:
-    import torch
-
-    return f"[{rank}]" if torch.cuda.is_available() else "1"
+def _stop(told: bool, left: int) -> None:
+    """Who is told to stop does not begin another stage."""
+    if told and left:
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 @contextmanager

@@ -166,12 +166,17 @@ def start_rows(device: str) -> list[Row]:
 def size_rows(device: str) -> list[Row]:
     """Bytes of a resume point (trained weights and two moments, float32) beside everything in bfloat16, at 7B by the plan."""
     rows = []
-    for stage in ("stage3_grounding", "stage4_moe"):
+    for stage, *parts in (("stage3_grounding",), ("stage4_moe",), ("stage4_moe", "train_token_rows")):
         begin = time.perf_counter()
-        plan = make_plan([ROOT / "configs" / "stages" / f"{stage}.yaml"], ranks=(1,))
+        files = [ROOT / "configs" / "stages" / f"{stage}.yaml", *(ROOT / "configs" / "parts" / f"{part}.yaml" for part in parts)]
+        plan = make_plan(files, ranks=(1,))
         trained, total = sum(p.trained for p in plan.parts), sum(p.total for p in plan.parts)
         point, full = 12 * trained, 2 * total + 8 * trained
-        name = f"full checkpoint over resume point, {stage} at 7B"
+        name = f"full checkpoint over resume point, {' with '.join([stage, *parts])} at 7B"
         details = {"point_gb": point / 1e9, "full_gb": full / 1e9, "plan_seconds": time.perf_counter() - begin}
-        rows.append(Row(f"k_{stage}", name, full / point, "weights and optimiser states", full / point, 30.0, 30.0, False, details))
+        rows.append(
+            Row(
+                "_".join(["k", stage, *parts]), name, full / point, "weights and optimiser states", full / point, 30.0, 30.0, False, details
+            )
+        )
     return rows

@@ -15,10 +15,13 @@ from pathlib import Path
 import torch
 from torch import distributed, nn
 
-from medplib.errors import InputError
 from medplib.ranks import meet, rank, world_size
 
 _SHARED_MEMORY = Path("/dev/shm")
+
+
+class NoSharedMemoryError(Exception):
+    """The machine has too little memory that processes can share."""
 
 
 class SharedGradients:
@@ -28,11 +31,11 @@ class SharedGradients:
     steps back, and one meeting a step is enough.
 
     Args:
-        parameters: those that train, in one order on all ranks, P of them with V values together.
+        parameters: those that train, float32, in one order on all ranks, P of them with V values together.
         tell: gives all ranks what rank 0 says.
 
     Raises:
-        InputError: there is no room for the memory.
+        NoSharedMemoryError: there is no room; on all ranks.
     """
 
     def __init__(self, parameters: list[nn.Parameter], tell: Callable[[str], str]) -> None:
@@ -70,27 +73,34 @@ class SharedGradients:
 
 def _shared(size: int, tell: Callable[[str], str]) -> mmap.mmap:
     """Memory of so many bytes that all ranks of this machine see; it has no name any more when this returns."""
-    path, descriptor = "", -1
-    if rank() == 0:
-        folder = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None
-        descriptor, path = tempfile.mkstemp(prefix="medplib-gradients-", dir=folder)
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-        except OSError as error:
+    path = said = ""
+    try:
+        if rank() == 0:
+            try:
+                descriptor, path = tempfile.mkstemp(prefix="medplib-gradients-", dir=_SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None)
+                with os.fdopen(descriptor, "r+b") as file:
+                    _reserve(file.fileno(), size)
+                said = path
+            except OSError as error:
+                said = f"error: {error.strerror}"
+        said = tell(said)
+        if said.startswith("error: "):
+            raise NoSharedMemoryError(f"{size / 2**20:.0f} MiB of shared memory: {said.removeprefix('error: ')}")
+        with open(said, "r+b") as file:
+            memory = mmap.mmap(file.fileno(), size)
+        meet()
+        return memory
+    finally:
+        if path:
             os.unlink(path)
-            os.close(descriptor)
-            path = f"error: {error.strerror}"
-    path = tell(path)
-    if path.startswith("error: "):
-        raise InputError(where="--ranks", expected=f"{size / 2**20:.0f} MiB of shared memory", found=path.removeprefix("error: "),
-                         remedy=f"make {_SHARED_MEMORY} larger, or let torchrun start the ranks")  # fmt: skip
-    descriptor = os.open(path, os.O_RDWR) if descriptor < 0 else descriptor
-    memory = mmap.mmap(descriptor, size)
-    os.close(descriptor)
-    meet()
-    if rank() == 0:
-        os.unlink(path)
-    return memory
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Make a file so long, with its pages where the system can promise them: a page that is missing later would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.ftruncate(descriptor, size)
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
-"""DeepSpeed's ZeRO as a Lightning strategy, on accelerators and, for tests, on CPU ranks with gloo."""
+"""Lightning strategies: DDP without needless meetings, and DeepSpeed's ZeRO, on accelerators and, for tests, on CPU ranks with gloo."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,8 +20,10 @@ from typing_extensions import override
 
 from medplib.errors import InputError
 from medplib.ranks import can_meet, summed
-from medplib.training.neighbours import SharedGradients, take_over
+from medplib.training.neighbours import NoSharedMemoryError, SharedGradients, take_over
 from medplib.training.sharded import ShardedStrategy, gathered
+
+log = logging.getLogger("medplib.training")
 
 
 class SameWeightsStrategy(DDPStrategy):
@@ -31,7 +34,7 @@ class SameWeightsStrategy(DDPStrategy):
     through shared memory instead (`neighbours.py`), with the same result.
 
     Args:
-        timeout_minutes: how long a rank waits for the others.
+        timeout_minutes: how long a rank waits for the others over sockets or accelerators.
     """
 
     def __init__(self, timeout_minutes: int = 30) -> None:
@@ -41,11 +44,15 @@ class SameWeightsStrategy(DDPStrategy):
 
     @override
     def _setup_model(self, model: nn.Module) -> nn.Module:
-        changing = changes_buffers(model)
-        if self.root_device.type == "cpu" and can_meet() and not changing:
-            take_over(model)
-            self._shared = SharedGradients([p for p in model.parameters() if p.requires_grad], self.broadcast)
-            return model
+        changing, trained = changes_buffers(model), [p for p in model.parameters() if p.requires_grad]
+        plain = all(parameter.dtype == torch.float32 for parameter in trained)
+        if self.root_device.type == "cpu" and can_meet() and plain and not changing:
+            try:
+                self._shared = SharedGradients(trained, self.broadcast)
+                take_over(model)
+                return model
+            except NoSharedMemoryError as error:
+                log.warning("gradients are exchanged over sockets, which is slower (%s)", error)
         self._ddp_kwargs["broadcast_buffers"] = changing
         return super()._setup_model(model)
 

@@ -67,7 +67,7 @@ def test_step_beside_peft_has_the_same_loss():
 
 
 def test_two_ranks_exchange_gradients():
-    assert [row.id for row in rank_rows("cpu", steps=1, batch=1, turns=1)] == ["m"]
+    assert [row.id for row in rank_rows("cpu", steps=1, batch=1, turns=1)] == ["m", "m_shared"]
 
 
 def test_rows_that_were_not_run_stay_in_the_file(tmp_path):

@@ -18,18 +18,18 @@ from medplib.schedule import Planned, planned, run
 @pytest.mark.parametrize(
     ("words", "count", "stages"),
     [
-        ("--config a", 1, [("--config a", None)]),
-        ("", 1, [("", None)]),
-        ("--config a --then --config b --lr 3", 1, [("--config a", None), ("--config b --lr 3", None)]),
+        ("--config a", None, [("--config a", None)]),
+        ("", None, [("", None)]),
+        ("--config a --then --config b --lr 3", None, [("--config a", None), ("--config b --lr 3", None)]),
         ("--ranks 2 --config a", 2, [("--config a", None)]),
         ("--config a --ranks=3 --then --config b", 3, [("--config a", None), ("--config b", None)]),
         ("--ranks 2 a --then b --rank 0 --then --rank=1 c --then d", 2, [("a", None), ("b", 0), ("c", 1), ("d", None)]),
-        ("a --then --rank 1 b", 1, [("a", None), ("b", 1)]),  # one process does what others might
+        ("a --then --rank 1 b", None, [("a", None), ("b", 1)]),  # one process does what others might
         ("--ranks 1 --rank 5 a", 1, [("a", 5)]),
-        ("--rank_of_lora 4 --rank 0 --rank 1 a", 1, [("--rank_of_lora 4 a", 1)]),  # the last one counts, as with other options
+        ("--rank_of_lora 4 --rank 0 --rank 1 a", None, [("--rank_of_lora 4 a", 1)]),  # the last one counts, as with other options
     ],
 )
-def test_command_lines(words: str, count: int, stages: list[tuple[str, int | None]]) -> None:
+def test_command_lines(words: str, count: int | None, stages: list[tuple[str, int | None]]) -> None:
     assert planned(words.split()) == (count, tuple(Planned(tuple(of.split()), alone) for of, alone in stages))
 
 
@@ -52,11 +52,21 @@ def test_numbers_that_cannot_be(words: str, said: str) -> None:
 
 def test_one_process_trains_everything_in_order() -> None:
     trained: list[list[str]] = []
-    run(["a", "1", "--then", "--rank", "1", "b", "--then", "c"], trained.append)
+    run(["a", "1", "--then", "--rank", "1", "b", "--then", "c"], lambda arguments: trained.append(arguments) is not None)
     assert trained == [["a", "1"], ["b"], ["c"]]
+    run(["--ranks", "1", "a"], lambda arguments: trained.append(arguments) is not None)
+    assert trained[3:] == [["a", "--trainer.devices", "1"]]  # whatever accelerators there are
 
 
-def _note(out: Path, arguments: list[str]) -> None:
+def test_who_is_told_to_stop_begins_no_other_stage() -> None:
+    trained: list[list[str]] = []
+    with pytest.raises(SystemExit) as stopped:
+        run(["a", "--then", "b", "--then", "c"], lambda arguments: trained.append(arguments) or arguments == ["b"])
+    assert (stopped.value.code, trained) == (143, [["a"], ["b"]])
+    run(["a", "--then", "b"], lambda arguments: arguments == ["b"])  # all is done, so nothing was stopped
+
+
+def _note(out: Path, arguments: list[str]) -> bool:
     """Stands for the training of a stage."""
     started, alone = time.monotonic(), "RANK" not in os.environ
     if not alone and not distributed.is_initialized():
@@ -68,6 +78,7 @@ def _note(out: Path, arguments: list[str]) -> None:
         raise InputError(where="stage", expected="a good one", found="a bad one")
     about = f"{mine} of {world_size()} {started} {time.monotonic()} {' '.join(arguments[1:])}"
     Path(out, f"{arguments[0]}-{os.getpid()}").write_text(about)
+    return False
 
 
 def test_ranks_train_together_and_alone(tmp_path: Path) -> None:
@@ -77,8 +88,10 @@ def test_ranks_train_together_and_alone(tmp_path: Path) -> None:
     for path in sorted(tmp_path.iterdir()):
         found.setdefault(path.name.split("-")[0], []).append(path.read_text().split())
     of = {stage: sorted((" ".join(words[:3]), " ".join(words[5:])) for words in notes) for stage, notes in found.items()}
-    both = [("0 of 2", "--trainer.devices 2"), ("1 of 2", "--trainer.devices 2")]
-    assert of == {"first": both, "last": both, **{stage: [("0 of 1", "--trainer.devices 1")] for stage in ("quick", "slow", "next")}}
+    common = "--trainer.num_nodes 1 --trainer.devices 2"
+    single = [("0 of 1", "--trainer.strategy auto --trainer.num_nodes 1 --trainer.devices 1")]
+    both = [("0 of 2", common), ("1 of 2", common)]
+    assert of == {"first": both, "last": both, "quick": single, "slow": single, "next": single}
     began, ended = ({stage: [float(words[i]) for words in notes] for stage, notes in found.items()} for i in (3, 4))
     assert ended["quick"][0] < ended["slow"][0] < began["next"][0]
     assert min(began["last"]) > ended["next"][0] - 0.1  # the quick rank waited; Linux processes share this clock
@@ -93,5 +106,6 @@ def test_a_bad_stage_of_one_rank_ends_the_command(tmp_path: Path) -> None:
 
 def test_ranks_are_not_started_by_ranks(monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="torchrun"):
-        run(["--ranks", "2", "a"], lambda arguments: None)
+    for words in (["--ranks", "2", "a"], ["a", "--then", "--rank", "1", "b"]):
+        with pytest.raises(InputError, match="torchrun"):
+            run(words, lambda arguments: pytest.fail("trained"))

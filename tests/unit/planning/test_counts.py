@@ -25,6 +25,7 @@ PINNED = {  # files -> parameters without adapters, trained
     ("stages/stage2_vl.yaml",): (7_069_288_448, 329_752_576),
     (STAGE3,): (7_358_360_368, 33_496_548),
     ("stages/stage4_moe.yaml",): (11_687_144_240, 318_074_340),
+    ("stages/stage4_moe.yaml", "parts/train_token_rows.yaml"): (11_687_144_240, 53_751_268),
     (STAGE3, "parts/train_sam_adapters.yaml"): (7_358_360_368, 214_001_124),
     (STAGE1, "parts/language_vicuna_7b.yaml"): (7_067_101_184, 20_979_712),
     (STAGE1, "parts/language_qwen2_5_7b.yaml"): (7_939_319_808, 16_522_240),

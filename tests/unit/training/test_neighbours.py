@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from medplib.errors import InputError
 from medplib.ranks import joined, rank, start, summed, world_size
 from medplib.training import neighbours
-from medplib.training.neighbours import SharedGradients, take_over
+from medplib.training.neighbours import NoSharedMemoryError, SharedGradients, take_over
 from medplib.training.strategy import changes_buffers
 
 
@@ -90,13 +89,13 @@ def test_few_values_are_summed() -> None:
     assert summed(torch.tensor([2.0])).item() == 2.0
 
 
-def test_no_room_is_one_line(monkeypatch, tmp_path: Path) -> None:
+def test_no_room_is_said_and_leaves_nothing(monkeypatch, tmp_path: Path) -> None:
     def full(*arguments: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(neighbours, "_SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(InputError, match=r"^--ranks: expected 1 MiB of shared memory, found No space left on device; make"):
+    with pytest.raises(NoSharedMemoryError, match=r"^1 MiB of shared memory: No space left on device$"):
         SharedGradients([nn.Parameter(torch.zeros(2**17))], lambda said: said)
     assert not list(tmp_path.iterdir())
 
