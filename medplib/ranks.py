@@ -257,6 +257,8 @@ def _run(work: Callable[[], None], errors: SimpleQueue, meeting: Barrier, board:
         raise SystemExit(2) from None
     except threading.BrokenBarrierError:  # another one has ended, and says why
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _end_with_parent() -> None:
