@@ -1,7 +1,7 @@
 """`python -m medplib.fit`, told to stop behind step $STOP_AT; what it goes on from must arrive whole.
 
-Step and loss of every step are written to $LOSSES. A script of its own, because Lightning starts the other ranks by starting the same
-command again.
+Step and loss of every step are written to $LOSSES. A script of its own, because every rank imports what the command was started with
+and must find the same changes there.
 """
 
 import os

@@ -14,7 +14,7 @@ from medplib.imaging.mask import read_mask
 
 
 class FileCache:
-    """Decoded files, least recently used dropped first. One per process (and per worker); stages of one command share it.
+    """Decoded files, least recently used dropped first. Training stages of one command share one; every loader process has its own.
 
     Args:
         megabytes: of packed pixels, 2**20 bytes each; the newest file stays whatever its size.

@@ -36,7 +36,7 @@ class DataModule(L.LightningDataModule):
         draw, augment: how training samples are made.
         seed: of the training stream.
         workers: loader processes; 0 reads in the main process.
-        cache_mb: decoded files kept in memory, per loader process. Stages of one command find what those before have read.
+        cache_mb: decoded files kept in memory, per loader process. With no workers the stages of a command share them.
         val_limit: at most so many validation records, drawn with a fixed seed; 0 = all.
     """
 
