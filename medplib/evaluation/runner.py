@@ -36,13 +36,16 @@ class RunOptions:
     Args:
         batch_size: conversations per forward.
         with_image: False shows a grey image (control for language priors).
-        with_fallback: decode a mask for missing `<SEG>` too, as the upstream protocol wants.
+        protocols: grounding answers are scored by each of them.
+        first_token_only: stop behind the first token of every answer. Its scores are what a presence rule is fitted on; there is
+            nothing else to score.
         progress: words of the progress bar; empty for none.
     """
 
     batch_size: int = 16
     with_image: bool = True
-    with_fallback: bool = True
+    protocols: tuple[GroundingProtocol, ...] = PROTOCOLS
+    first_token_only: bool = False
     progress: str = "evaluate"
 
 
@@ -63,7 +66,8 @@ def evaluate_records(
         viewer: is shown every image and prediction of this rank (galleries).
     """
     cache, records = FileCache(256), with_unique_ids(records)
-    store = None if out is None else ResultStore(out, _run_key(predictor, records, options))
+    protocols = () if options.first_token_only else options.protocols
+    store = None if out is None else ResultStore(out, _run_key(predictor, records, options, protocols))
     results = Results() if store is None else store.known
     new = Results()
     done = {answer.record for answer in results.answers}
@@ -83,10 +87,16 @@ def evaluate_records(
         starts, tqdm(batches, total=len(starts), desc=options.progress, disable=silent, leave=False), strict=True
     ):
         grounding = any(item.records[0].meta.task == "grounding" for item in loaded)
-        predictions = predictor.predict(batch, with_fallback=options.with_fallback and grounding, scored=grounding)
+        predictions = predictor.predict(
+            batch,
+            with_fallback=grounding and any(protocol.use_fallback for protocol in protocols),
+            with_masks=not options.first_token_only and (grounding or viewer is not None),
+            scored=grounding,
+            max_new_tokens=1 if options.first_token_only else None,
+        )
         scored = Results()
         for place, (item, prediction) in enumerate(zip(loaded, predictions, strict=True), start):
-            _score(item, prediction, scored)
+            _score(item, prediction, protocols, scored)
             if viewer is not None:
                 viewer(place, item, prediction)
         new.add(scored)
@@ -124,7 +134,7 @@ def _ahead(read: Callable[[T], S], items: Sequence[T]) -> Iterator[S]:
             yield coming.result()
 
 
-def _score(loaded: Loaded, prediction: Prediction, results: Results) -> None:
+def _score(loaded: Loaded, prediction: Prediction, protocols: Sequence[GroundingProtocol], results: Results) -> None:
     record = loaded.records[0]
     grounding = record.meta.task == "grounding"
     present = None if not record.targets else record.targets[0].mask is not None
@@ -144,7 +154,7 @@ def _score(loaded: Loaded, prediction: Prediction, results: Results) -> None:
         )
     )
     if grounding:
-        results.grounding += [score_case(case, protocol) for case in _cases(loaded, prediction) for protocol in PROTOCOLS]
+        results.grounding += [score_case(case, protocol) for case in _cases(loaded, prediction) for protocol in protocols]
         return
     kind = "closed" if record.meta.task in CLOSED_TASKS else "open"
     m = record.meta
@@ -190,7 +200,9 @@ def match_masks(names: Sequence[str], masks: Sequence[MaskProbability]) -> list[
     return [f if f is not None else (left.pop(0) if left and left[0].name == "target" else None) for f in found]
 
 
-def _run_key(predictor: Predictor, records: Sequence[Record], options: RunOptions) -> dict[str, str]:
+def _run_key(
+    predictor: Predictor, records: Sequence[Record], options: RunOptions, protocols: Sequence[GroundingProtocol]
+) -> dict[str, str]:
     ids = hashlib.sha256("\n".join(r.id for r in records).encode()).hexdigest()
     calibration = "" if predictor.calibration is None else hashlib.sha256(repr(predictor.calibration).encode()).hexdigest()
     return {
@@ -200,5 +212,6 @@ def _run_key(predictor: Predictor, records: Sequence[Record], options: RunOption
         "dtype": str(predictor.dtype).removeprefix("torch."),
         "records_sha256": ids,
         "with_image": str(options.with_image),
-        "protocols": json.dumps([asdict(p) for p in PROTOCOLS], sort_keys=True),
+        "protocols": json.dumps([asdict(p) for p in protocols], sort_keys=True),
+        "first_token_only": str(options.first_token_only),
     }

@@ -18,11 +18,12 @@ from medplib.evaluation.experts import Rival, compare
 from medplib.evaluation.figures import NamedFigure, Rule, named, write_metrics
 from medplib.evaluation.grounding import summarise_grounding
 from medplib.evaluation.presence import fit_presence
-from medplib.evaluation.protocols import STRICT
+from medplib.evaluation.protocols import STRICT, GroundingProtocol
 from medplib.evaluation.results import Results
 from medplib.evaluation.runner import PROTOCOLS, RunOptions, Viewer, evaluate_records, with_unique_ids
 from medplib.evaluation.text import summarise_vqa
 from medplib.inference.calibration import PresenceCalibration
+from medplib.inference.encoding import ImageMemory
 from medplib.inference.predictor import CALIBRATION, Predictor
 from medplib.lineage import Lineage
 from medplib.ranks import rank
@@ -95,8 +96,8 @@ class Suite:
         self.answered: dict[str, Results] = {}
         """What the checkpoint as it is has answered already, by name of the set."""
         self._shown = 0
-        self.device, self.dtype = device, dtype
-        self.predictor = Predictor(self.checkpoint, calibrated=not config.calibrate, device=device, dtype=dtype)
+        self.device, self.dtype, self.memory = device, dtype, ImageMemory()
+        self.predictor = self._load(self.checkpoint, calibrated=not config.calibrate)
         if config.calibrate:
             rule = self._calibration(self.predictor, "calibration")
             rule = replace(rule, weights_sha256=self.predictor.checkpoint.lineage.weights_sha256)
@@ -117,6 +118,9 @@ class Suite:
             write_metrics(self.out / "metrics.json", self.figures)
         return self.figures
 
+    def _load(self, folder: Path, *, calibrated: bool) -> Predictor:
+        return Predictor(folder, calibrated=calibrated, device=self.device, dtype=self.dtype, memory=self.memory)
+
     def _records(self, files: tuple[str, ...], limit: int | None = None) -> list[Record]:
         records = with_unique_ids([record for file in files for record in read_records(Path(file))])
         if self.config.sources:
@@ -127,9 +131,18 @@ class Suite:
         return spread(records, self.config.limit if limit is None else limit)
 
     def _ask(
-        self, predictor: Predictor, records: list[Record], name: str, *, with_image: bool = True, viewer: Viewer | None = None
+        self,
+        predictor: Predictor,
+        records: list[Record],
+        name: str,
+        *,
+        protocols: tuple[GroundingProtocol, ...] = (STRICT,),
+        with_image: bool = True,
+        first_token_only: bool = False,
+        viewer: Viewer | None = None,
     ) -> Results:
-        options = RunOptions(batch_size=self.config.batch_size, with_image=with_image, progress=name)
+        size = self.config.batch_size
+        options = RunOptions(size, with_image=with_image, protocols=protocols, first_token_only=first_token_only, progress=name)
         before, self._shown = self._shown, self._shown + len(records)
         counting = None if viewer is None else lambda place, loaded, prediction: viewer(before + place, loaded, prediction)
         return evaluate_records(predictor, records, options, out=self.out / name, viewer=counting)
@@ -138,14 +151,16 @@ class Suite:
         """The presence rule of a model, fitted on validation questions that ask for one thing."""
         records = [r for r in self._records(self.config.calibrate) if len(r.targets) == 1]
         records = spread(records, self.config.calibrate_limit)
-        answers = self._ask(predictor, records, name).answers
+        answers = self._ask(predictor, records, name, first_token_only=True).answers
         names = ["language model"] + (["presence head"] if answers[0].presence_logit is not None else [])
         logits = np.array([[a.lm_logit, a.presence_logit][: len(names)] for a in answers], np.float64)
         labels = np.array([bool(a.present) for a in answers])
         return fit_presence(logits, labels, names, max_fpr=self.config.max_false_positives)
 
     def _grounding(self, name: str, records: list[Record], viewer: Viewer | None) -> None:
-        results = self.answered[f"grounding_{name}"] = self._ask(self.predictor, records, f"grounding_{name}", viewer=viewer)
+        results = self.answered[f"grounding_{name}"] = self._ask(
+            self.predictor, records, f"grounding_{name}", protocols=PROTOCOLS, viewer=viewer
+        )
         for protocol in PROTOCOLS:
             prefix = f"grounding.{name}" + ("" if protocol is STRICT else f".{protocol.name}")
             summary = summarise_grounding(results.of(protocol), protocol, self.bootstrap)
@@ -209,11 +224,7 @@ class Suite:
             for name in self.predictor.model.language.expert_names
         ]
         parents = {"grounding_parent": c.grounding_parent, "vl_parent": c.vl_parent}
-        others += [
-            rival(name, Predictor(folder, calibrated=False, device=self.device, dtype=self.dtype))
-            for name, folder in parents.items()
-            if folder
-        ]
+        others += [rival(name, self._load(Path(folder), calibrated=False)) for name, folder in parents.items() if folder]
         self.figures += compare(router, others, self.bootstrap)
 
 

@@ -18,6 +18,7 @@ from medplib.data.collate import Collator
 from medplib.data.encode import Loaded, SampleEncoder
 from medplib.data.sources.questions import listed_in_question, names_in_question
 from medplib.inference.calibration import PresenceCalibration
+from medplib.inference.encoding import BatchEncoder, ImageMemory
 from medplib.inference.gate import PresenceGate
 from medplib.inference.generate import Generated, generate
 from medplib.inference.steps import steps_for
@@ -54,7 +55,7 @@ class Prediction:
         presence_logit: of the presence head for the first answer state; None without such a head.
         decisions: calibrated probability that the asked thing is there, at each choice between a mask and a refusal, in the order of the
             answer; empty when not calibrated.
-        fallback: probabilities (H, W) decoded from the first answer state whatever was said; None unless asked for.
+        fallback: probabilities (H, W) decoded from the first answer state; None unless asked for and wanted, see `Predictor.predict`.
         complete: whether the answer ended by itself.
     """
 
@@ -88,6 +89,7 @@ class Predictor:
         calibrated: apply the checkpoint's presence calibration (presence.json), when it has one, to decide between mask and refusal.
         max_new_tokens: limit per answer.
         dtype: "float32", or "bfloat16" for half the memory (weights and computation).
+        memory: where features of images are remembered, shared by predictors; None remembers nothing from batch to batch.
     """
 
     def __init__(
@@ -99,12 +101,14 @@ class Predictor:
         calibrated: bool = True,
         max_new_tokens: int = 64,
         dtype: Literal["float32", "bfloat16"] = "float32",
+        memory: ImageMemory | None = None,
     ) -> None:
         self.checkpoint = load_checkpoint(checkpoint)
         self.dtype = getattr(torch, dtype)
         self.model, self.tokenizer, self.config = load_model(self.checkpoint, dtype=self.dtype)
         self.model.to(device)
         self.device, self.expert, self.max_new_tokens = device, expert, max_new_tokens
+        self.encode_images = BatchEncoder(self.model, self.config, memory)
         self.steps = steps_for(self.model.language, torch.device(device))
         self.seg_id, self.eos_id = self.tokenizer.convert_tokens_to_ids(SEG), self.tokenizer.eos_token_id
         starts = [self.tokenizer(words, add_special_tokens=False)["input_ids"][0] for words in REFUSAL_STARTS]
@@ -139,54 +143,43 @@ class Predictor:
         return self.predict(self.collator(self.encoder())(list(samples)))
 
     @torch.no_grad()
-    def predict(self, batch: Batch, *, with_fallback: bool = False, scored: bool = True) -> list[Prediction]:
+    def predict(
+        self,
+        batch: Batch,
+        *,
+        with_fallback: bool = False,
+        with_masks: bool = True,
+        scored: bool = True,
+        max_new_tokens: int | None = None,
+    ) -> list[Prediction]:
         """Answer a batch (left-padded, open-ended, one conversation per row).
 
         Args:
             batch: from `collator`.
-            with_fallback: also decode a mask for every row from its first answer state.
+            with_fallback: decode a mask from the first answer state, too, for every row that may leave a target without one: of its
+                record's targets several, or its answer without `<SEG>`.
+            with_masks: False leaves the masks out (texts and scores are all that is wanted).
             scored: look at the presence head at the first token of every answer, not only where a mask or a refusal is due.
+            max_new_tokens: limit per answer, another than the predictor's.
         """
         batch = batch.to(self.device)
         language = self.model.language
         forcing = forced_expert(language.routing, language.expert_names, self.expert) if self.expert else nullcontext()
         halves = nullcontext() if self.dtype == torch.float32 else torch.autocast(torch.device(self.device).type, dtype=self.dtype)
         with forcing, halves:
-            shown, features, leader = self._encode(batch)
+            images = self.encode_images(batch)
+            features = images.features
             image_of_row = self._image_of_row(batch)
             gate = PresenceGate(self, features, image_of_row, scored=scored, asked=[self._asked(records[0]) for records in batch.records])
-            limits = {"eos_id": self.eos_id, "seg_id": self.seg_id, "max_new_tokens": self.max_new_tokens}
-            out = generate(self.model, batch, **limits, decide=gate.decide, features=shown, leader=leader, steps=self.steps)
-            return self._assemble(batch, out, gate, features, image_of_row, with_fallback=with_fallback)
+            limits = {"eos_id": self.eos_id, "seg_id": self.seg_id, "max_new_tokens": max_new_tokens or self.max_new_tokens}
+            out = generate(self.model, batch, **limits, decide=gate.decide, features=images.shown, leader=images.leader, steps=self.steps)
+            shown_to_decoder = features if with_masks else None
+            return self._assemble(batch, out, gate, shown_to_decoder, image_of_row, with_fallback=with_fallback)
 
     def _asked(self, record: Record) -> list[tuple[int, ...]]:
         """Tokens of the names that the last question lists, each as it stands inside an answer."""
         question = next(turn.text for turn in reversed(record.turns) if turn.role == "human")
         return [tuple(self.tokenizer(f" {name}", add_special_tokens=False)["input_ids"]) for name in listed_in_question(question)]
-
-    def _encode(self, batch: Batch) -> tuple[torch.Tensor, ImageFeatures | None, torch.Tensor]:
-        """Features of vision encoder and grounder for all images; equal images, as of several questions about one, are encoded once.
-
-        Third: for each row (B,) the first one with the same images, in their order.
-        """
-        first: dict[tuple[bytes, ...], int] = {}
-        chosen, place = [], []
-        sam = batch.sam_pixels if batch.sam_pixels is not None else batch.vision_pixels[:, :, :0]
-        for index, (pixels, fine) in enumerate(zip(batch.vision_pixels.cpu(), sam.cpu(), strict=True)):
-            key = (pixels.numpy().tobytes(), fine.numpy().tobytes())
-            if key not in first:
-                first[key] = len(chosen)
-                chosen.append(index)
-            place.append(first[key])
-        ends = np.cumsum([len(records[0].images) for records in batch.records])
-        images = [tuple(place[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-        leader = torch.tensor([images.index(of_row) for of_row in images], device=self.device)
-        boxes, where = [batch.letterboxes[index] for index in chosen], torch.tensor(place, device=self.device)
-        shown = self.model.vision(batch.vision_pixels[chosen], boxes).index_select(0, where)
-        if self.model.grounder is None:
-            return shown, None, leader
-        features = self.model.grounder.encode(batch.sam_pixels[chosen], boxes)
-        return shown, self.model.grounder.prepared(features).select(where), leader
 
     def _image_of_row(self, batch: Batch) -> torch.Tensor:
         """(B,) the image that each row's masks are drawn in: that of its first target, else its last image."""
@@ -219,7 +212,9 @@ class Predictor:
                     presence = float(torch.sigmoid(presence_logit[k]))
                 masks[row].append(MaskProbability(name, maps[k], presence, float(quality[k])))
             if with_fallback:
-                fallback = self._masks(batch, features, out.first_state, image_of_row)[0]
+                left = [row for row, of_row in enumerate(masks) if not of_row or len(batch.records[row][0].targets) > 1]
+                for row, found in zip(left, self._masks(batch, features, out.first_state[left], image_of_row[left])[0], strict=True):
+                    fallback[row] = found
         return [
             Prediction(
                 text=texts[row],

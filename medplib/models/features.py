@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from medplib.types import Letterbox
 
@@ -40,3 +42,14 @@ class FeatureStore(Protocol):
         encode: Callable[[torch.Tensor, Sequence[Letterbox]], ImageFeatures],
     ) -> ImageFeatures:
         """The features of I images (I, 3, S, S) uint8 with their letterboxes; `encode` is asked for those that are not kept."""
+
+
+def weights_hash(*parts: nn.Module) -> str:
+    """SHA-256 of the weights and buffers of some modules, with their names and types: what features depend on besides the image."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(type(part).__name__.encode())
+        for name, tensor in sorted(part.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

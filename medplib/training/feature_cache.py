@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medplib.errors import InputError
-from medplib.models.features import ImageFeatures
+from medplib.models.features import ImageFeatures, weights_hash
 from medplib.models.medplib import MedPLIB
 from medplib.paths import atomic_path
 from medplib.types import Letterbox
@@ -120,10 +120,7 @@ def keep_features(model: MedPLIB, root: Path, *, gigabytes: float, precision: st
     if any(parameter.requires_grad for parameter in encoder.parameters()):
         raise InputError(where=where, expected="a frozen image encoder", found="one that trains, whose features change",
                          remedy="leave grounder.image_encoder out of stage.train, or leave the option out")  # fmt: skip
-    digest = hashlib.sha256(f"{precision} {model.grounder.normaliser.per_image} {type(encoder).__name__}".encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    cache = FeatureCache(root, encoder_sha256=digest.hexdigest(), gigabytes=gigabytes)
+    depends = f"{precision} {model.grounder.normaliser.per_image} {weights_hash(encoder)}"
+    cache = FeatureCache(root, encoder_sha256=hashlib.sha256(depends.encode()).hexdigest(), gigabytes=gigabytes)
     model.grounder.kept = cache
     return cache
