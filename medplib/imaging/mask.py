@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -11,11 +12,18 @@ from PIL import Image
 from medplib.errors import InputError
 from medplib.imaging.files import NIFTI_SUFFIXES, RASTER_SUFFIXES, check_output_file, suffix_of
 from medplib.imaging.nifti import read_slice
-from medplib.imaging.raster import grey_of, is_transparent, open_raster
+from medplib.imaging.png import read_plain_png
+from medplib.imaging.raster import grey_of, is_transparent, largest_channel, open_raster
 from medplib.paths import atomic_path
 
 MaskRule = Literal["gt0", "gt127", "lt128"]
 """Which stored grey values are foreground: above 0, above 127 (masks with soft or lossy edges), below 128 (dark foreground)."""
+
+_FOREGROUND: dict[MaskRule, Callable[[np.ndarray], np.ndarray]] = {
+    "gt0": lambda values: values > 0,
+    "gt127": lambda values: values > 127,
+    "lt128": lambda values: values < 128,
+}
 
 
 def read_mask(path: Path, *, size: tuple[int, int] | None, rule: MaskRule = "gt0") -> np.ndarray:
@@ -35,14 +43,13 @@ def read_mask(path: Path, *, size: tuple[int, int] | None, rule: MaskRule = "gt0
     Raises:
         InputError: what the readers refuse, an unknown rule, or a mask of another size than `size`.
     """
-    path = Path(path)
-    if rule not in get_args(MaskRule):
+    if rule not in _FOREGROUND:
         raise InputError(where=path, expected="a mask rule gt0, gt127 or lt128", found=repr(rule))
     values = _stored_values(path, rule)
     if size is not None and values.shape != tuple(size):
         expected, found = f"a mask of {size[0]} x {size[1]} (height x width), as its image", f"{values.shape[0]} x {values.shape[1]}"
         raise InputError(where=path, expected=expected, found=found, remedy="check that the mask belongs to the image")
-    return {"gt0": values > 0, "gt127": values > 127, "lt128": values < 128}[rule]
+    return _FOREGROUND[rule](values)
 
 
 def write_mask_png(mask: np.ndarray, path: Path) -> None:
@@ -66,6 +73,9 @@ def _stored_values(path: Path, rule: MaskRule) -> np.ndarray:
     if suffix not in RASTER_SUFFIXES:
         expected = "a mask file ending in " + ", ".join(RASTER_SUFFIXES + NIFTI_SUFFIXES)
         raise InputError(where=path, expected=expected, found=f"the suffix {suffix!r}")
+    plain = read_plain_png(path)
+    if plain is not None:
+        return plain if plain.ndim == 2 else largest_channel(plain)
     image = open_raster(path)
     if rule == "lt128" and is_transparent(image):
         remedy = "save it without the alpha channel"

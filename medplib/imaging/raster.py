@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and BMP -> RGB uint8, decoded by Pillow and recognised by content, not by suffix.
+"""PNG, JPEG, TIFF and BMP -> RGB uint8, decoded by Pillow (plain PNG by OpenCV) and recognised by content, not by suffix.
 
 Rules: EXIF orientation is applied. 16-bit, 32-bit and float grey are windowed by the rule of `intensity`; 16-bit colour keeps its
 high byte, because stretching channels would change the colours. Transparency is composited over black, the ground of most medical
@@ -20,6 +20,7 @@ from medplib.errors import InputError
 from medplib.imaging.files import check_input_file
 from medplib.imaging.grey import from_plane
 from medplib.imaging.intensity import apply_window, find_window
+from medplib.imaging.png import read_plain_png
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ def read_raster(path: Path) -> np.ndarray:
         InputError: missing, empty, truncated or corrupt file, another format, several frames, more pixels than
             `PIL.Image.MAX_IMAGE_PIXELS`, grey that is not finite, or 16-bit grey with alpha.
     """
+    plain = read_plain_png(path)
+    if plain is not None:
+        return from_plane(plain) if plain.ndim == 2 else plain
     image = open_raster(path)
     if image.mode in WIDE_GREY:
         grey = _wide_grey(image, path)
@@ -87,7 +91,12 @@ def grey_of(image: Image.Image, path: Path) -> np.ndarray:
         return _wide_grey(image, path)
     if image.mode in ("1", "L") and not image.has_transparency_data:
         return np.asarray(image.convert("L") if image.mode == "1" else image)
-    red, green, blue = np.moveaxis(np.asarray(_flatten(image)), 2, 0)
+    return largest_channel(np.asarray(_flatten(image)))
+
+
+def largest_channel(image_HW3: np.ndarray) -> np.ndarray:
+    """(H, W, 3) -> (H, W)."""
+    red, green, blue = np.moveaxis(image_HW3, 2, 0)
     return np.maximum(np.maximum(red, green), blue)  # a maximum along so short an axis takes twenty times as long
 
 
