@@ -18,7 +18,7 @@ from medplib.inference.predictor import Predictor
 from medplib.ranks import gathered, rank, world_size
 from medplib.types import Record
 
-PAIRS_AT_ONCE = 8
+PAIRS_AT_ONCE = 16
 """Mosaics that are answered in one batch."""
 
 

@@ -165,15 +165,16 @@ def _overlap(start: float, extent: float, sources: int, target_extent: float, ta
 
     `sources` equal intervals fill [start, start + extent], `targets` equal ones [0, target_extent]; (targets, sources) float32.
     """
-    source_edges = start + np.linspace(0.0, extent, sources + 1)
-    target_edges = np.linspace(0.0, target_extent, targets + 1)
+    source_edges, target_edges = np.arange(sources + 1) * (extent / sources) + start, np.arange(targets + 1) * (target_extent / targets)
+    source_edges[-1], target_edges[-1] = start + extent, target_extent
     # Between two neighbouring edges of either kind lies one source interval, one target interval, or only one of them (padding).
-    edges = np.sort(np.concatenate([source_edges, target_edges]))
-    length, middle = np.diff(edges), (edges[1:] + edges[:-1]) / 2
+    edges = np.concatenate([source_edges, target_edges])
+    edges.sort()
+    length, middle = edges[1:] - edges[:-1], (edges[1:] + edges[:-1]) / 2
     row, column = target_edges.searchsorted(middle) - 1, source_edges.searchsorted(middle) - 1
     inside = (row >= 0) & (row < targets) & (column >= 0) & (column < sources)
-    overlap = np.zeros((targets, sources), np.float32)
-    np.add.at(overlap.reshape(-1), row[inside] * sources + column[inside], length[inside] * (targets / target_extent))
+    at, weight = row[inside] * sources + column[inside], length[inside] * (targets / target_extent)
+    overlap = np.bincount(at, weight, targets * sources).astype(np.float32).reshape(targets, sources)
     overlap.setflags(write=False)  # shared by all callers
     return overlap
 

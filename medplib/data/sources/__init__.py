@@ -5,8 +5,10 @@ To add a format, write a function (file, root) -> list[Record] in a module of th
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from medplib.data.sources.mecovqa import read_mecovqa
@@ -35,7 +37,22 @@ def read_records(file: Path, root: Path | None = None, format: str = "auto") -> 
     if format != "auto" and format not in READERS:
         raise InputError(where=file, expected=f"a format among auto, {', '.join(READERS)}", found=repr(format))
     reader = READERS[_detect(file) if format == "auto" else format]
-    return reader(file, _find_root(file) if root is None else Path(root))
+    with _no_garbage():
+        return reader(file, _find_root(file) if root is None else Path(root))
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Within the block nothing is looked for that could be freed: records are many small objects that all stay, and walking them again and
+    again takes nearly half of the time of reading them.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _find_root(file: Path) -> Path:
