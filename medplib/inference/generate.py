@@ -68,7 +68,7 @@ def generate(
     features = model.vision(batch.vision_pixels, batch.letterboxes) if features is None else features
     shown = model.shown(batch, features)
     recent = batch.input_ids[:, -model.words.longest :] if model.words is not None else batch.input_ids[:, -1:]
-    read = prefill(model.language, batch, model.embed(batch, features), leader)
+    read = prefill(model.language, batch, model.embed(batch, features, shown), leader)
     advance = (steps or GrowingSteps()).begin(model.language, read, max_new_tokens)
     state = first_state = read.state
     logprobs = first_logprobs = model.language.logits(state).log_softmax(dim=-1)

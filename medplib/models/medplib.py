@@ -68,14 +68,14 @@ class MedPLIB(nn.Module):
         self.seg_projector, self.grounder, self.names = seg_projector, grounder, names
         self.words, self.contrast = words, contrast
 
-    def embed(self, batch: Batch, features: torch.Tensor | None = None) -> torch.Tensor:
+    def embed(self, batch: Batch, features: torch.Tensor | None = None, shown: torch.Tensor | None = None) -> torch.Tensor:
         """Inputs of the language model (B, L, D): word embeddings with image and region features in their places.
 
-        `features` (I, g, g, Dv) are those of the vision encoder, when they are known already.
+        `features` (I, g, g, Dv) are those of the vision encoder, `shown` what words carry of them, when they are known already.
         """
         if features is None:
             features = self.vision(batch.vision_pixels, batch.letterboxes)
-        embeds = self.embed_text(batch.input_ids, self.shown(batch, features))
+        embeds = self.embed_text(batch.input_ids, self.shown(batch, features) if shown is None else shown)
         embeds = _place(embeds, batch.input_ids == IMAGE_PLACEHOLDER, self.projector(features))
         if len(batch.region_masks) or self.training:
             tokens = self.region(features, batch.region_masks, batch.region_image)
