@@ -85,16 +85,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="of a turn")
     options = parser.parse_args(arguments)
     jobs = [Job("first ", options.first), Job("second", options.second)]
-    left = list(jobs)
+    left, turns = list(jobs), 0
     try:
         while left:
+            turns += len(left)
             left = [job for job in left if not job.run(options.seconds)]
     finally:
         for job in left:
             job._signal(signal.SIGKILL)
     codes = [job.process.returncode for job in jobs]
-    times = [round(job.seconds, 1) for job in jobs]
-    print(json.dumps({"first_seconds": times[0], "second_seconds": times[1], "ratio": round(times[0] / times[1], 3), "exit_codes": codes}))
+    first, second = (job.seconds for job in jobs)
+    found = {"first_seconds": round(first, 1), "second_seconds": round(second, 1), "ratio": round(first / second, 3)}
+    print(json.dumps({**found, "turns": turns, "exit_codes": codes}))
     return int(any(codes))
 
 
