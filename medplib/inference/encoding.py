@@ -35,6 +35,7 @@ class ImageMemory:
 
     def keep(self, part: str, image: bytes, row: tuple[torch.Tensor, ...]) -> None:
         """Remember it, and forget what was asked for longest ago."""
+        self.left += _size(self._rows.pop((part, image), ()))
         self._rows[part, image] = row
         self.left -= _size(row)
         while self.left < 0 and self._rows:

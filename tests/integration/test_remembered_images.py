@@ -89,7 +89,7 @@ def test_models_share_what_equal_parts_made(trained: Trained, records: list[Reco
 def test_memory_is_bounded_and_forgets_the_oldest():
     memory = ImageMemory(megabytes=3 * 400 / 1e6)
     row = (torch.zeros(100),)
-    for name in (b"a", b"b", b"c"):
+    for name in (b"a", b"a", b"b", b"c"):
         memory.keep("part", name, row)
     assert memory.known("part", b"a") is not None  # asked for: younger than b
     memory.keep("part", b"d", row)
