@@ -62,8 +62,12 @@ def _evaluate(
         first, viewer = rank() == 0, GalleryViewer()
         logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s")
         runner = Suite(checkpoint, config, out, device=choose_device(device, local_rank=local_rank()), dtype=dtype)
+        gc.collect()
         gc.freeze()  # models and libraries stay: nothing in them is to be freed, and walking them takes a fiftieth of the time
-        figures, galleries = runner.run(viewer), viewer.galleries()
+        try:
+            figures, galleries = runner.run(viewer), viewer.galleries()
+        finally:
+            gc.unfreeze()
         if not first:
             return
         evaluation_page(out / "report.html", figures, galleries, runner.predictor.checkpoint.lineage)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -25,28 +26,42 @@ class Job:
     """A command in a session of its own, so that all its processes can be found; stopped until its first turn."""
 
     def __init__(self, name: str, command: str) -> None:
-        self.name, self.command, self.seconds = name, command, 0.0
-        self._since: float | None = time.perf_counter()
+        self.name, self.command = name, command
+        self._clock = (0.0, time.perf_counter())
+        """Seconds of earlier turns, and when this one began; infinity between turns."""
         self.process = subprocess.Popen(
-            ["bash", "-c", command], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ["bash", "-c", command], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         )
-        threading.Thread(target=self._pass_on, daemon=True).start()
+        self.reader = threading.Thread(target=self._pass_on, daemon=True)
+        self.reader.start()
         self.pause()
 
-    def clock(self) -> float:
-        """Seconds that it has run."""
-        return self.seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
+    @property
+    def seconds(self) -> float:
+        """How long it has run."""
+        before, since = self._clock
+        return before + max(0.0, time.perf_counter() - since)
 
     def go_on(self) -> None:
         """Let it run."""
-        self._since = time.perf_counter()
+        self._clock = (self.seconds, time.perf_counter())
         self._signal(signal.SIGCONT)
 
     def pause(self) -> None:
-        """Stop all its processes, those too that begin meanwhile."""
+        """Stop all its processes, those too that begin meanwhile.
+
+        A process that waits for a child to begin cannot be stopped before the child has: then all get a moment more.
+        """
+        passes = 0
         while self._signal(signal.SIGSTOP):
-            pass
-        self.seconds, self._since = self.clock(), None
+            passes += 1
+            if passes % 100 == 0:
+                self._signal(signal.SIGCONT)
+                time.sleep(0.01)
+        self._ended()
+
+    def _ended(self) -> None:
+        self._clock = (self.seconds, math.inf)
 
     def run(self, seconds: float) -> bool:
         """Let it run for so long; whether it has ended."""
@@ -56,8 +71,14 @@ class Job:
         except subprocess.TimeoutExpired:
             self.pause()
             return False
-        self.seconds, self._since = self.clock(), None
+        self._ended()
         return True
+
+    def end(self) -> None:
+        """Kill what is left of it, and pass on what it has said."""
+        if self.process.poll() is None:
+            self._signal(signal.SIGKILL)
+        self.reader.join(10)
 
     def _signal(self, number: int) -> bool:
         """Send it to all processes of the session; whether one was running that should be stopped."""
@@ -74,7 +95,7 @@ class Job:
 
     def _pass_on(self) -> None:
         for line in self.process.stdout:
-            print(f"{self.name} {self.clock():8.1f}  {line.rstrip()}", flush=True)
+            print(f"{self.name} {self.seconds:8.1f}  {line.rstrip()}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,15 +105,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("second")
     parser.add_argument("--seconds", type=float, default=20.0, help="of a turn")
     options = parser.parse_args(arguments)
-    jobs = [Job("first ", options.first), Job("second", options.second)]
-    left, turns = list(jobs), 0
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # nothing may stay stopped behind it
+    jobs: list[Job] = []
+    turns = 0
     try:
+        for name, command in (("first ", options.first), ("second", options.second)):
+            jobs.append(Job(name, command))
+        left = list(jobs)
         while left:
             turns += len(left)
             left = [job for job in left if not job.run(options.seconds)]
     finally:
-        for job in left:
-            job._signal(signal.SIGKILL)
+        for job in jobs:
+            job.end()
+        signal.signal(signal.SIGTERM, before)
     codes = [job.process.returncode for job in jobs]
     first, second = (job.seconds for job in jobs)
     found = {"first_seconds": round(first, 1), "second_seconds": round(second, 1), "ratio": round(first / second, 3)}

@@ -18,9 +18,6 @@ from medplib.inference.predictor import Predictor
 from medplib.ranks import gathered, rank, world_size
 from medplib.types import Record
 
-PAIRS_AT_ONCE = 16
-"""Mosaics that are answered in one batch."""
-
 
 def mosaic_pairs(records: Sequence[Record], *, count: int, seed: int) -> list[tuple[Record, Record]]:
     """Pairs of single-target questions about different images that ask for different, known-to-be-elsewhere-absent things.
@@ -45,18 +42,18 @@ def mosaic_pairs(records: Sequence[Record], *, count: int, seed: int) -> list[tu
 
 
 def mosaic_control(
-    predictor: Predictor, records: Sequence[Record], bootstrap: Bootstrap, *, count: int = 100, seed: int = 0
+    predictor: Predictor, records: Sequence[Record], bootstrap: Bootstrap, *, count: int = 100, batch_size: int = 16, seed: int = 0
 ) -> list[NamedFigure]:
     """Side by side, asked for either: Dice of the asked structure, and IoU of the two answers (1 = text ignored, 0 = fully selective).
 
     A missing `<SEG>` is an empty mask: Dice 0; the overlap of two answers of which one is empty is 0, so Dice and overlap belong together.
     """
     cache, scored = FileCache(64), []
-    pairs = mosaic_pairs(records, count=count, seed=seed)
-    for start in range(PAIRS_AT_ONCE * rank(), len(pairs), PAIRS_AT_ONCE * world_size()):
+    pairs, at_once = mosaic_pairs(records, count=count, seed=seed), max(1, batch_size // 2)
+    for start in range(at_once * rank(), len(pairs), at_once * world_size()):
         questions = [
             Loaded(joined.images, (record,), (masks,), ((),))
-            for first, second in pairs[start : start + PAIRS_AT_ONCE]
+            for first, second in pairs[start : start + at_once]
             for joined in (mosaic(load_records((first,), cache), load_records((second,), cache)),)
             for record, masks in zip(joined.records, joined.target_masks, strict=True)
         ]

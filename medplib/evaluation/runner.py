@@ -96,7 +96,7 @@ def evaluate_records(
         )
         scored = Results()
         for place, (item, prediction) in enumerate(zip(loaded, predictions, strict=True), start):
-            _score(item, prediction, protocols, scored)
+            _score(item, prediction, options, scored)
             if viewer is not None:
                 viewer(place, item, prediction)
         new.add(scored)
@@ -134,7 +134,7 @@ def _ahead(read: Callable[[T], S], items: Sequence[T]) -> Iterator[S]:
             yield coming.result()
 
 
-def _score(loaded: Loaded, prediction: Prediction, protocols: Sequence[GroundingProtocol], results: Results) -> None:
+def _score(loaded: Loaded, prediction: Prediction, options: RunOptions, results: Results) -> None:
     record = loaded.records[0]
     grounding = record.meta.task == "grounding"
     present = None if not record.targets else record.targets[0].mask is not None
@@ -153,8 +153,10 @@ def _score(loaded: Loaded, prediction: Prediction, protocols: Sequence[Grounding
             present=present,
         )
     )
+    if options.first_token_only:
+        return
     if grounding:
-        results.grounding += [score_case(case, protocol) for case in _cases(loaded, prediction) for protocol in protocols]
+        results.grounding += [score_case(case, protocol) for case in _cases(loaded, prediction) for protocol in options.protocols]
         return
     kind = "closed" if record.meta.task in CLOSED_TASKS else "open"
     m = record.meta
@@ -213,5 +215,4 @@ def _run_key(
         "records_sha256": ids,
         "with_image": str(options.with_image),
         "protocols": json.dumps([asdict(p) for p in protocols], sort_keys=True),
-        "first_token_only": str(options.first_token_only),
     }

@@ -179,7 +179,8 @@ class Suite:
         c, seed = self.config.controls, self.config.seed
         asked = self._records(next(iter(self.config.grounding.values())), limit=0) if self.config.grounding else []
         if c.mosaics:
-            self.figures += mosaic_control(self.predictor, asked, self.bootstrap, count=c.mosaics, seed=seed)
+            size = self.config.batch_size
+            self.figures += mosaic_control(self.predictor, asked, self.bootstrap, count=c.mosaics, batch_size=size, seed=seed)
         if c.shuffled:
             shuffled = spread(shuffled_questions(asked, seed=seed), c.shuffled)
             results = self._ask(self.predictor, shuffled, "control_shuffled_text")

@@ -13,7 +13,10 @@ import torch
 from medplib.models.build import ModelConfig
 from medplib.models.features import ImageFeatures, weights_hash
 from medplib.models.medplib import MedPLIB
-from medplib.types import Batch
+from medplib.types import Batch, Letterbox
+
+ALIKE = 12
+"""Most images that are encoded at once: on CPUs, two to fifteen give the same features to the bit, sixteen and more others (1e-6)."""
 
 Encode = Callable[[list[int]], tuple[torch.Tensor, ...]]
 """Places in a batch -> tensors with one row for each of these images."""
@@ -23,7 +26,7 @@ class ImageMemory:
     """What parts of models made of images, the most recently asked for; `megabytes` at most, on the device where it was made."""
 
     def __init__(self, megabytes: float = 512.0) -> None:
-        self.left = megabytes * 1e6
+        self.megabytes, self.left = megabytes, megabytes * 1e6
         self._rows: OrderedDict[tuple[str, bytes], tuple[torch.Tensor, ...]] = OrderedDict()
 
     def known(self, part: str, image: bytes) -> tuple[torch.Tensor, ...] | None:
@@ -34,8 +37,10 @@ class ImageMemory:
         return row
 
     def keep(self, part: str, image: bytes, row: tuple[torch.Tensor, ...]) -> None:
-        """Remember it, and forget what was asked for longest ago."""
+        """Remember it, and forget what was asked for longest ago; what has no room at all is not remembered."""
         self.left += _size(self._rows.pop((part, image), ()))
+        if _size(row) > self.megabytes * 1e6:
+            return
         self._rows[part, image] = row
         self.left -= _size(row)
         while self.left < 0 and self._rows:
@@ -67,9 +72,10 @@ class BatchEncoder:
             image_side = [] if grounder is None else [grounder.normaliser, grounder.image_encoder, grounder.upscaling]
             self._grounder = f"{config.grounder} {weights_hash(*(part for part in image_side if part is not None))}"
 
-    def __call__(self, batch: Batch) -> EncodedImages:
-        """Encode what is not known yet."""
-        images, boxes, model = _image_keys(batch), batch.letterboxes, self.model
+    def __call__(self, batch: Batch, *, remember: bool = True) -> EncodedImages:
+        """Encode what is not known yet; with `remember` False nothing is looked up or kept (images that are never asked for again)."""
+        boxes, model, memory = batch.letterboxes, self.model, self.memory if remember else None
+        at_once = ALIKE if batch.vision_pixels.device.type == "cpu" else len(boxes)
 
         def vision(places: list[int]) -> tuple[torch.Tensor, ...]:
             return (model.vision(batch.vision_pixels[places], [boxes[place] for place in places]),)
@@ -79,48 +85,50 @@ class BatchEncoder:
             found = model.grounder.prepared(found)
             return (found.embedding, found.statistics, *found.skips)
 
-        (shown,) = self._through(self._vision, images, vision)
+        seen = _image_keys(batch.vision_pixels, boxes)
+        (shown,) = _through(memory, self._vision, seen, vision, at_once)
         features = None
         if model.grounder is not None:
-            embedding, statistics, *skips = self._through(self._grounder, images, grounder)
+            fine = _image_keys(batch.sam_pixels, boxes)
+            embedding, statistics, *skips = _through(memory, self._grounder, fine, grounder, at_once)
             features = ImageFeatures(embedding, tuple(skips), statistics, refined=model.grounder.upscaling is not None)
-        return EncodedImages(shown, features, _leaders(batch, images, shown.device))
-
-    def _through(self, part: str, images: Sequence[bytes], encode: Encode) -> list[torch.Tensor]:
-        """What `encode` makes of all images, asked for those that are neither remembered nor there twice."""
-        first = {image: place for place, image in reversed(list(enumerate(images)))}
-        memory = self.memory if len(first) > 1 else None  # see below
-        rows = {image: row for image in first if memory is not None and (row := memory.known(part, image)) is not None}
-        new = sorted(place for image, place in first.items() if image not in rows)
-        if memory is None or not rows:
-            made = encode(new)
-            order = torch.tensor([new.index(first[image]) for image in images], device=made[0].device)
-            found = [column.index_select(0, order) for column in made]
-            self._keep(memory, part, [images[place] for place in new], made)
-            return found
-        if new:
-            # Products of one row take other kernels with other last bits: a lone image is encoded beside another one, or the figures of an
-            # evaluation would hang on what is remembered. So an image alone in its batch is not remembered either.
-            asked = new if len(new) > 1 else [*new, next(place for place in first.values() if place not in new)]
-            made = encode(asked)
-            kept = [images[place] for place in new]
-            rows.update(zip(kept, zip(*(column[: len(new)] for column in made), strict=True), strict=True))
-            self._keep(memory, part, kept, made)
-        return [torch.stack(column) for column in zip(*(rows[image] for image in images), strict=True)]
-
-    @staticmethod
-    def _keep(memory: ImageMemory | None, part: str, images: list[bytes], made: Sequence[torch.Tensor]) -> None:
-        if memory is not None:
-            for k, image in enumerate(images):
-                memory.keep(part, image, tuple(column[k].clone() for column in made))
+            seen = [one + other for one, other in zip(seen, fine, strict=True)]
+        return EncodedImages(shown, features, _leaders(batch, seen, shown.device))
 
 
-def _image_keys(batch: Batch) -> list[bytes]:
-    """One for each image, equal where pixels and place in the square are."""
-    sam = batch.sam_pixels if batch.sam_pixels is not None else batch.vision_pixels[:, :, :0]
+def _through(memory: ImageMemory | None, part: str, images: Sequence[bytes], encode: Encode, at_once: int) -> list[torch.Tensor]:
+    """What `encode` makes of all images, asked for those that are neither remembered nor there twice, at most `at_once` together.
+
+    A CPU takes other kernels, with other last bits, for one image and for many. So that the figures of an evaluation do not hang on what is
+    remembered, a lone new image is encoded beside a known one, and an image that is alone in its batch is neither looked up nor kept.
+    """
+    first = {image: place for place, image in reversed(list(enumerate(images)))}
+    memory = memory if len(first) > 1 else None
+    rows = {image: row for image in first if memory is not None and (row := memory.known(part, image)) is not None}
+    new = sorted(place for image, place in first.items() if image not in rows)
+    if new:
+        alone = len(new) == 1 < len(first)
+        made = _in_pieces([*new, next(place for place in first.values() if place not in new)] if alone else new, encode, at_once)
+        for k, place in enumerate(new):
+            rows[images[place]] = row = tuple(column[k] for column in made)
+            if memory is not None:
+                memory.keep(part, images[place], tuple(value.clone() for value in row))
+    return [torch.stack(column) for column in zip(*(rows[image] for image in images), strict=True)]
+
+
+def _in_pieces(places: list[int], encode: Encode, at_once: int) -> list[torch.Tensor]:
+    """What `encode` makes of the images at `places`, in as few pieces of nearly one size as there must be."""
+    count = -(-len(places) // at_once)
+    cuts = [len(places) * k // count for k in range(count + 1)]
+    pieces = [encode(places[start:stop]) for start, stop in pairwise(cuts)]
+    return [column[0] if len(column) == 1 else torch.cat(column) for column in zip(*pieces, strict=True)]
+
+
+def _image_keys(pixels: torch.Tensor, boxes: Sequence[Letterbox]) -> list[bytes]:
+    """One for each of I images (I, 3, S, S), equal where pixels and place in the square are."""
     return [
-        hashlib.blake2b(pixels.contiguous().numpy().tobytes() + fine.contiguous().numpy().tobytes() + repr(box).encode()).digest()
-        for pixels, fine, box in zip(batch.vision_pixels.cpu(), sam.cpu(), batch.letterboxes, strict=True)
+        hashlib.blake2b(image.contiguous().numpy().tobytes() + repr(box).encode()).digest()
+        for image, box in zip(pixels.cpu(), boxes, strict=True)
     ]
 
 

@@ -69,7 +69,8 @@ def generate(
     shown = model.shown(batch, features)
     recent = batch.input_ids[:, -model.words.longest :] if model.words is not None else batch.input_ids[:, -1:]
     read = prefill(model.language, batch, model.embed(batch, features, shown), leader)
-    advance = (steps or GrowingSteps()).begin(model.language, read, max_new_tokens)
+    more = max_new_tokens > 1  # or else what was read of the prompt is not needed any more
+    advance = (steps or GrowingSteps()).begin(model.language, read, max_new_tokens) if more else None
     state = first_state = read.state
     logprobs = first_logprobs = model.language.logits(state).log_softmax(dim=-1)
     positions = batch.positions[:, -1:]

@@ -89,7 +89,7 @@ class Predictor:
         calibrated: apply the checkpoint's presence calibration (presence.json), when it has one, to decide between mask and refusal.
         max_new_tokens: limit per answer.
         dtype: "float32", or "bfloat16" for half the memory (weights and computation).
-        memory: where features of images are remembered, shared by predictors; None remembers nothing from batch to batch.
+        memory: where features of images are remembered, shared by predictors of one device and type; None = from batch to batch nothing is.
     """
 
     def __init__(
@@ -134,9 +134,9 @@ class Predictor:
         return Collator(encoder.text, pad_left=True)
 
     def answer(self, loaded: Sequence[Loaded]) -> list[Prediction]:
-        """Answer conversations whose files are read (masks of their targets are not looked at)."""
+        """Answer conversations whose files are read (masks of their targets are not looked at); their images are not remembered."""
         encoder = self.encoder()
-        return self.predict(self.collator(encoder)([encoder.encode(item) for item in loaded]))
+        return self.predict(self.collator(encoder)([encoder.encode(item) for item in loaded]), remember=False)
 
     def answer_samples(self, samples: Iterable[Sample]) -> list[Prediction]:
         """Answer encoded samples."""
@@ -150,6 +150,7 @@ class Predictor:
         with_fallback: bool = False,
         with_masks: bool = True,
         scored: bool = True,
+        remember: bool = True,
         max_new_tokens: int | None = None,
     ) -> list[Prediction]:
         """Answer a batch (left-padded, open-ended, one conversation per row).
@@ -158,20 +159,22 @@ class Predictor:
             batch: from `collator`.
             with_fallback: decode a mask from the first answer state, too, for every row that may leave a target without one: of its
                 record's targets several, or its answer without `<SEG>`.
-            with_masks: False leaves the masks out (texts and scores are all that is wanted).
+            with_masks: False leaves all masks out, fallback included (texts and scores are all that is wanted).
             scored: look at the presence head at the first token of every answer, not only where a mask or a refusal is due.
-            max_new_tokens: limit per answer, another than the predictor's.
+            remember: use the memory for images, where the predictor has one.
+            max_new_tokens: limit per answer; None is the predictor's.
         """
         batch = batch.to(self.device)
+        most = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         language = self.model.language
         forcing = forced_expert(language.routing, language.expert_names, self.expert) if self.expert else nullcontext()
         halves = nullcontext() if self.dtype == torch.float32 else torch.autocast(torch.device(self.device).type, dtype=self.dtype)
         with forcing, halves:
-            images = self.encode_images(batch)
+            images = self.encode_images(batch, remember=remember)
             features = images.features
             image_of_row = self._image_of_row(batch)
             gate = PresenceGate(self, features, image_of_row, scored=scored, asked=[self._asked(records[0]) for records in batch.records])
-            limits = {"eos_id": self.eos_id, "seg_id": self.seg_id, "max_new_tokens": max_new_tokens or self.max_new_tokens}
+            limits = {"eos_id": self.eos_id, "seg_id": self.seg_id, "max_new_tokens": most}
             out = generate(self.model, batch, **limits, decide=gate.decide, features=images.shown, leader=images.leader, steps=self.steps)
             shown_to_decoder = features if with_masks else None
             return self._assemble(batch, out, gate, shown_to_decoder, image_of_row, with_fallback=with_fallback)

@@ -63,12 +63,38 @@ def test_features_are_those_without_memory(trained: Trained, records: list[Recor
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("known", [10, 19])
+def test_many_images_are_encoded_as_few_are(trained: Trained, records: list[Record], known: int):
+    """Kernels may sum in another order from sixteen images on; what is remembered must not show."""
+    plain, remembering = (Predictor(trained.folder("moe"), memory=memory) for memory in (None, ImageMemory()))
+    many = _batch(plain, [records[0]] * 20)
+    generator = torch.Generator().manual_seed(0)
+    for pixels in (many.vision_pixels, many.sam_pixels):
+        pixels.copy_(torch.randint(0, 256, pixels.shape, generator=generator))
+    few = _batch(plain, [records[0]] * known)
+    few.vision_pixels.copy_(many.vision_pixels[:known])
+    few.sam_pixels.copy_(many.sam_pixels[:known])
+    remembering.encode_images(few)
+    _same(remembering.encode_images(many), plain.encode_images(many))
+
+
+@torch.no_grad()
 def test_an_image_alone_in_its_batch_is_not_remembered(trained: Trained, records: list[Record], monkeypatch):
     predictor = Predictor(trained.folder("moe"), memory=ImageMemory())
     counts = _counted(predictor, monkeypatch)
     for _ in range(2):
         predictor.encode_images(_batch(predictor, records[:2]))
     assert counts == [1, 1]
+
+
+@torch.no_grad()
+def test_images_of_single_answers_are_not_remembered(trained: Trained, records: list[Record]):
+    predictor, cache = Predictor(trained.folder("moe"), max_new_tokens=2, memory=ImageMemory()), FileCache(16)
+    left = predictor.encode_images.memory.left
+    predictor.answer([load_records((record,), cache) for record in records])
+    assert predictor.encode_images.memory.left == left
+    predictor.predict(_batch(predictor, records))
+    assert predictor.encode_images.memory.left < left
 
 
 @torch.no_grad()
@@ -96,7 +122,8 @@ def test_memory_is_bounded_and_forgets_the_oldest():
     assert [name for name in (b"a", b"b", b"c", b"d") if memory.known("part", name) is None] == [b"b"]
     memory.keep("part", b"huge", (torch.zeros(1000),))
     assert memory.known("part", b"huge") is None
-    assert memory.left == pytest.approx(3 * 400)
+    assert memory.known("part", b"d") is not None
+    assert memory.left == pytest.approx(0)
     assert memory.known("other part", b"a") is None
 
 
