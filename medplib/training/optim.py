@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from medplib.errors import InputError
+from medplib.training.neighbours import DividedWork
 from medplib.training.parts import covers, part_of
 from medplib.training.stage import OptimConfig
 
@@ -104,6 +106,8 @@ class MuonAdamW(torch.optim.AdamW):
         self, groups: Iterable[dict], *, betas: tuple[float, float], weight_decay: float, iterations: int, dtype: torch.dtype
     ) -> None:
         groups, self.iterations, self.dtype = list(groups), iterations, dtype
+        self.divided: DividedWork | None = None
+        """How ranks that all have all gradients share the work on matrices; None = each does all of it."""
         super().__init__(groups, lr=groups[0]["lr"], betas=betas, weight_decay=weight_decay, fused=True)
 
     @torch.no_grad()
@@ -135,7 +139,9 @@ class MuonAdamW(torch.optim.AdamW):
                 state["step"] = torch.zeros(())  # AdamW looks for it when a state is loaded
             state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
             moved.append((parameter, parameter.grad.lerp(state["momentum"], MOMENTUM).flatten(1)))
-        updates = orthogonalised([update for _, update in moved], iterations=self.iterations, dtype=self.dtype)
+        compute = partial(orthogonalised, iterations=self.iterations, dtype=self.dtype)
+        parameters, momenta = [parameter for parameter, _ in moved], [momentum for _, momentum in moved]
+        updates = compute(momenta) if self.divided is None else self.divided.all_of(compute, parameters, momenta)
         for (parameter, _), update in zip(moved, updates, strict=True):
             # A tall matrix has fewer directions than outputs: the root keeps the change of the output at one size.
             rate = group["lr"] * max(1.0, update.shape[0] / update.shape[1]) ** 0.5

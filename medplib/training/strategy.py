@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from medplib.errors import InputError
 from medplib.ranks import can_meet, summed
-from medplib.training.neighbours import NoSharedMemoryError, SharedGradients, take_over
+from medplib.training.neighbours import DividedWork, NoSharedMemoryError, SharedGradients, take_over
 from medplib.training.sharded import ShardedStrategy, gathered
 
 log = logging.getLogger("medplib.training")
@@ -55,6 +55,15 @@ class SameWeightsStrategy(DDPStrategy):
                 log.warning("gradients are exchanged over sockets, which is slower (%s)", error)
         self._ddp_kwargs["broadcast_buffers"] = changing
         return super()._setup_model(model)
+
+    @override
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers if self._shared is not None else ():
+            matrices = [p for group in optimizer.param_groups if group.get("muon") for p in group["params"]]
+            if matrices:
+                with suppress(NoSharedMemoryError):  # gradients have found room: said where they do not
+                    optimizer.divided = DividedWork(matrices, self.broadcast)
 
     @override
     def post_backward(self, closure_loss: torch.Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from torch import distributed, nn
 
 from medplib.ranks import joined, rank, start, summed, world_size
 from medplib.training import neighbours
-from medplib.training.neighbours import NoSharedMemoryError, SharedGradients, take_over
+from medplib.training.neighbours import DividedWork, NoSharedMemoryError, SharedGradients, _dealt, take_over
+from medplib.training.optim import orthogonalised
 from medplib.training.strategy import changes_buffers
 
 
@@ -51,6 +53,50 @@ def _averages() -> None:
 @pytest.mark.parametrize("count", [2, 3])
 def test_means_over_ranks(count: int) -> None:
     start(_averages, count=count)
+
+
+SHAPES = ((8, 72), (8, 72), (16, 8), (12, 30), (12, 5), (20, 20))
+
+
+def _divides(together: str) -> None:
+    neighbours._WORTH = 0
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in SHAPES]
+    with joined():
+        divided, computed = DividedWork(parameters, _tell), []
+
+        def compute(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
+            computed.extend(matrix.shape for matrix in matrices)
+            return orthogonalised(matrices, iterations=3, dtype=torch.bfloat16)
+
+        for step in range(3):
+            generator = torch.Generator().manual_seed(step)
+            matrices = [torch.randn(shape, generator=generator) for shape in SHAPES]
+            some = range(step % 2, len(SHAPES))  # a part that a step leaves out has no gradient anywhere
+            found = divided.all_of(compute, [parameters[k] for k in some], [matrices[k] for k in some])
+            wanted = orthogonalised([matrices[k] for k in some], iterations=3, dtype=torch.bfloat16)
+            assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+            summed(torch.zeros(1))  # as the next step's gradients
+        with open(together, "a") as file:
+            file.write(f"{len(computed)}\n")
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_ranks_compute_matrices_for_each_other(tmp_path: Path, count: int) -> None:
+    start(partial(_divides, str(tmp_path / "counts")), count=count)
+    counts = [int(line) for line in (tmp_path / "counts").read_text().split()]
+    assert sum(counts) == 3 * len(SHAPES) - 1
+    assert max(counts) < sum(counts)
+
+
+def test_matrices_are_dealt_by_cost() -> None:
+    shapes = ((160, 1440), (1440, 160), (128, 1152), (32, 288), (64, 576), (160, 1152))
+    costs = [min(shape) ** 2 * (2 * max(shape) + 8 * min(shape)) for shape in shapes]
+    of = _dealt(shapes, 2)
+    loads = [sum(cost for cost, whose in zip(costs, of, strict=True) if whose == one) for one in range(2)]
+    assert max(loads) < 1.2 * min(loads)
+    assert _dealt(shapes, 1) == (0,) * len(shapes)
+    assert _dealt(((32, 128),) * 80, 2) is None
+    assert _dealt((), 2) is None
 
 
 def _takes_over() -> None:
