@@ -26,11 +26,6 @@ class ImageFeatures:
     statistics: torch.Tensor  # (I, 6) float32: channel means, then deviations, over valid pixels in units of SAM's normalisation
     refined: bool = False
 
-    def select(self, image_index: torch.Tensor) -> ImageFeatures:
-        """Those of the images that `image_index` (J,) names, in its order."""
-        skips = tuple(skip.index_select(0, image_index) for skip in self.skips)
-        return ImageFeatures(self.embedding.index_select(0, image_index), skips, self.statistics.index_select(0, image_index), self.refined)
-
 
 class FeatureStore(Protocol):
     """Somewhere image features are kept."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -62,8 +62,10 @@ class SameWeightsStrategy(DDPStrategy):
         for optimizer in self.optimizers if self._shared is not None else ():
             matrices = [p for group in optimizer.param_groups if group.get("muon") for p in group["params"]]
             if matrices:
-                with suppress(NoSharedMemoryError):  # gradients have found room: said where they do not
+                try:
                     optimizer.divided = DividedWork(matrices, self.broadcast)
+                except NoSharedMemoryError as error:
+                    log.warning("every rank does all of Muon's work, which is slower (%s)", error)
 
     @override
     def post_backward(self, closure_loss: torch.Tensor) -> None:

@@ -203,7 +203,13 @@ def test_direct_decoding_is_hypernetwork_times_upscaled_image():
     for n in range(3):
         one = int(image[n])
         source = features.embedding[one : one + 1].flatten(2).mT
-        alone = model.upscaling(source, features.select(torch.tensor([one])), torch.tensor([0]))
+        own = dataclasses.replace(
+            features,
+            embedding=features.embedding[one : one + 1],
+            skips=tuple(skip[one : one + 1] for skip in features.skips),
+            statistics=features.statistics[one : one + 1],
+        )
+        alone = model.upscaling(source, own, torch.tensor([0]))
         weights = model.mask_decoder.output_hypernetworks_mlps[0](prompts[n : n + 1])[:, None]
         torch.testing.assert_close(out.low_res_logits[n], model.upscaling.product(weights, alone)[0, 0], atol=1e-5, rtol=1e-5)
         strongest = out.low_res_logits[n].flatten().sort(descending=True).values[: round(0.006 * 32 * 32)].mean()
