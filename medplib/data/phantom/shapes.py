@@ -81,9 +81,9 @@ class Outline:
         position = (theta + np.float32(np.pi)) * np.float32(TABLE / (2 * np.pi))
         low = np.floor(position)
         fraction = position - low
-        index = low.astype(np.int32) % TABLE
+        index = low.astype(np.int32)
         table = self.radius.astype(np.float32)
-        radius = table[index] * (1 - fraction) + table[(index + 1) % TABLE] * fraction
+        radius = table.take(index, mode="wrap") * (1 - fraction) + table.take(index + 1, mode="wrap") * fraction
         return np.hypot(dx, dy) / radius, theta
 
     def scaled(self, factor: float) -> Outline:

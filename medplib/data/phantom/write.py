@@ -6,7 +6,10 @@ import json
 import multiprocessing
 import zlib
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -90,12 +93,14 @@ def _single_threaded() -> None:
     cv2.setNumThreads(0)
 
 
-def _draw_all(jobs: list[_Job], workers: int) -> list[Facts]:
-    """Facts of all cases, in the order of the jobs."""
+@contextmanager
+def _drawing(jobs: list[_Job], workers: int) -> Iterator[Iterator[Facts]]:
+    """Facts of all cases, in the order of the jobs; processes draw on while the first ones are read."""
     if workers <= 1:
-        return [_draw(job) for job in jobs]
+        yield map(_draw, jobs)
+        return
     with multiprocessing.Pool(workers, initializer=_single_threaded) as pool:
-        return list(pool.imap(_draw, jobs, chunksize=16))
+        yield pool.imap(_draw, jobs, chunksize=16)
 
 
 def _write_json(path: Path, text: str) -> None:
@@ -166,10 +171,14 @@ def write_phantom(config: PhantomConfig, out: Path, workers: int = 2) -> Phantom
             (root / folder).mkdir()
         for split in SPLITS:
             jobs += [_Job(config.seed, split, i, len(jobs) + i, root) for i in range(config.count(split))]
-        cases = _draw_all(jobs, workers)
-        questions = {split: build_questions(config, split, [f for f in cases if f.split == split]) for split in SPLITS}
-        for split, asked in questions.items():
-            _write_questions(split, asked, root)
+        cases: list[Facts] = []
+        questions: dict[str, Questions] = {}
+        with _drawing(jobs, workers) as drawn:
+            for split in SPLITS:
+                own = list(islice(drawn, config.count(split)))
+                questions[split] = build_questions(config, split, own)
+                _write_questions(split, questions[split], root)
+                cases += own
         masks = _write_index(cases, root)
         volumes = write_volumes(config.seed, config.volumes, root / "volumes")
         summary = _summary(out, cases, questions, masks, len(volumes))
