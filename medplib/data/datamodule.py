@@ -21,6 +21,9 @@ from medplib.types import Record
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_last_read: dict[tuple[object, ...], list[Record]] = {}
+"""The records of the data module built last in this process, by file, size and time of change: the next stage often reads the same."""
+
 
 class DataModule(L.LightningDataModule):
     """Reads all records at construction, so that a bad file is an error before any training.
@@ -66,16 +69,19 @@ class DataModule(L.LightningDataModule):
         self.batch_size, self.length_window, self.draw, self.augment, self.seed = batch_size, length_window, draw, augment, seed
         self.workers, self.cache_mb = workers, cache_mb
         self.counts: dict[str, int] = {}
-        self.train_records = self._read(train)
-        self.val_records = spread(self._read(val), val_limit)
+        known = dict(_last_read)
+        _last_read.clear()
+        self.train_records = self._read(train, known)
+        self.val_records = spread(self._read(val, known), val_limit)
         self._encoder: SampleEncoder | None = None
         self._files = FileCache(cache_mb)
         self._first = (0, 0)
 
-    def _read(self, files: tuple[str, ...]) -> list[Record]:
+    def _read(self, files: tuple[str, ...], known: dict[tuple[object, ...], list[Record]]) -> list[Record]:
         records: list[Record] = []
         for name in files:
-            read = read_records(Path(name), self.root)
+            key = (Path(name).absolute(), self.root, _version(Path(name)))
+            read = _last_read[key] = known[key] if key in known else read_records(Path(name), self.root)
             self.counts[name] = len(read)
             records += read
         return records
@@ -152,3 +158,12 @@ class DataModule(L.LightningDataModule):
             persistent_workers=self.workers > 0,
             drop_last=drop_last,
         )
+
+
+def _version(file: Path) -> tuple[int, int] | None:
+    """What changes when a file is written anew; None when it cannot be looked at, which its reader says better."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
