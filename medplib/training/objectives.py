@@ -122,17 +122,16 @@ def _mask_terms(
     terms: LossTerms, grounding: GroundingOutput, masks: torch.Tensor, valid: torch.Tensor, weights: LossWeights, share: float = 1.0
 ) -> LossTerms:
     """Add `share` times the weighted-in mask losses to `terms`."""
-    logits, target = grounding.mask_logits, masks.float().div_(255)
-    sums = losses.mask_sums(logits, target, valid)
+    target = masks.float() / 255
     functions = {
-        "mask_bce": lambda: losses.mask_bce(sums),
-        "mask_dice": lambda: losses.mask_dice(sums),
-        "mask_focal": lambda: losses.mask_focal(logits, target, valid),
-        "mask_iou": lambda: losses.mask_iou(sums, grounding.quality),
+        "mask_bce": losses.mask_bce,
+        "mask_dice": losses.mask_dice,
+        "mask_focal": losses.mask_focal,
+        "mask_iou": lambda *a: losses.mask_iou(*a, grounding.quality),
     }
     for name, function in functions.items():
         if getattr(weights, name):
-            value, before = share * function(), getattr(terms, name)
+            value, before = share * function(grounding.mask_logits, target, valid), getattr(terms, name)
             terms = replace(terms, **{name: value if before is None else before + value})
     return terms
 
@@ -147,12 +146,11 @@ def _published_mask_terms(terms: LossTerms, grounding: GroundingOutput, batch: B
     for index, logits_HW in zip(kept, logits, strict=True):
         target_HW = batch.original_masks[index]
         one = (logits_HW[None], target_HW[None], torch.ones_like(target_HW)[None])
-        sums = losses.mask_sums(*one)
         for name, value in (
-            ("mask_bce", losses.mask_bce(sums)),
-            ("mask_dice", losses.mask_dice(sums)),
+            ("mask_bce", losses.mask_bce(*one)),
+            ("mask_dice", losses.mask_dice(*one)),
             ("mask_focal", losses.mask_focal(*one)),
-            ("mask_iou", losses.mask_iou(sums, grounding.quality[index : index + 1], detach_masks=False)),
+            ("mask_iou", losses.mask_iou(*one, grounding.quality[index : index + 1], detach_masks=False)),
         ):
             values.setdefault(name, []).append(value)
     return replace(terms, **{name: torch.stack(found).mean() for name, found in values.items() if getattr(weights, name)})
