@@ -262,11 +262,22 @@ def task_routing_loss(stats: RouterStats, wanted: torch.Tensor) -> tuple[torch.T
     return -(log_TE * hot_TE).sum(dim=0), hot_TE.sum(dim=0)
 
 
-def load_balancing_loss(stats: RouterStats) -> torch.Tensor:
-    """Experts x sum over experts of (mean probability x share of tokens), mean over layers; 1 when balanced (Switch, arXiv 2101.03961)."""
-    experts = stats.probs.shape[-1]
-    share_LE = torch.nn.functional.one_hot(stats.chosen, experts).float().mean(dim=(1, 2))
-    return experts * (stats.probs.mean(dim=1) * share_LE).sum(dim=-1).mean()
+def tokens_of_experts(stats: RouterStats) -> torch.Tensor:
+    """How many tokens chose each expert (layers, E) float32."""
+    return torch.nn.functional.one_hot(stats.chosen, stats.probs.shape[-1]).sum(dim=(1, 2)).float()
+
+
+def load_balancing_loss(stats: RouterStats, tokens_LE: torch.Tensor | None = None) -> torch.Tensor:
+    """Experts x sum over experts of (mean probability x share of tokens), mean over layers; 1 when balanced (Switch, arXiv 2101.03961).
+
+    Args:
+        stats: of the tokens whose probabilities are balanced.
+        tokens_LE: numbers of tokens that the shares come from, those of `stats` when None. Over all ranks, experts may specialise in what
+            one rank happens to hold (arXiv 2501.11873), and the mean over all tokens does not depend on how ranks share them.
+    """
+    tokens_LE = tokens_of_experts(stats) if tokens_LE is None else tokens_LE
+    share_LE = tokens_LE / tokens_LE.sum(dim=-1, keepdim=True)
+    return tokens_LE.shape[-1] * (stats.probs.mean(dim=1) * share_LE).sum(dim=-1).mean()
 
 
 def router_z_loss(stats: RouterStats) -> torch.Tensor:

@@ -179,8 +179,8 @@ class _Step:
 
         def masks() -> torch.Tensor:
             out = model.grounder.decode(image, index, states)
-            everywhere = torch.ones_like(target, dtype=torch.bool)
-            return losses.mask_bce(out.mask_logits, target, everywhere) + losses.mask_dice(out.mask_logits, target, everywhere)
+            sums = losses.mask_sums(out.mask_logits, target, torch.ones_like(target, dtype=torch.bool))
+            return losses.mask_bce(sums) + losses.mask_dice(sums)
 
         self._part("grounder: decoder and losses", masks, model.grounder.mask_decoder, states)
 

@@ -1,9 +1,9 @@
 """Losses of masks and presence, and the named sum that every stage minimises.
 
 Definitions follow MedPLIB (arXiv 2412.09278) and, for the focal and IoU terms, SAM-Med2D; here targets may be soft (area fractions in
-[0, 1], what letterboxing a binary mask gives) and padding is left out. Every mask counts the same whatever its size. Each mask loss takes
-logits, target and valid (N, S, S), computes in float32 and returns a scalar; with N = 0 it is 0 and still connected to the logits, so that
-all ranks of a distributed run take part in every backward pass.
+[0, 1], what letterboxing a binary mask gives) and padding is left out. Every mask counts the same whatever its size. Pixels (N, S, S) are
+gone through once, in float32, for all losses that their sums are enough for. Each loss is a scalar; with N = 0 it is 0 and still connected
+to the logits, so that all ranks of a distributed run take part in every backward pass.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 DICE_SMOOTHING = 1e-6
@@ -90,23 +91,89 @@ class LossTerms:
         return torch.stack(parts).sum()
 
 
-def mask_bce(logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+@dataclass(frozen=True)
+class MaskSums:
+    """Sums over the valid pixels of each mask, all (N,) float32; the first three are connected to the logits.
+
+    `cross_entropy` of logits and target, `overlap` of probability and target, area `predicted`, area `true`, `valid` pixels.
+    """
+
+    cross_entropy: torch.Tensor
+    overlap: torch.Tensor
+    predicted: torch.Tensor
+    true: torch.Tensor
+    valid: torch.Tensor
+
+
+def mask_sums(logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> MaskSums:
+    """What `mask_bce`, `mask_dice` and `mask_iou` need to know.
+
+    Args:
+        logits: (N, S, S) of the masks.
+        target: (N, S, S) area fractions.
+        valid: (N, S, S) bool or 0 and 1, false on padding.
+    """
+    return MaskSums(*_Sums.apply(logits.float(), target.float(), valid.float()))
+
+
+class _Sums(torch.autograd.Function):
+    """The values of MaskSums with their derivative in closed form: written as single operations, going there and back takes twice as long
+    and keeps three times as many maps.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        p, g = logits.sigmoid().mul_(valid), target * valid
+        ctx.save_for_backward(p, g)
+        # Cross-entropy is log(1 + exp(x)) - x g, and that logarithm is max(x, 0) - log(max(p, 1 - p)): no pixel is rounded to infinity
+        work = logits.relu().mul_(valid).addcmul_(logits, g, value=-1)
+        cross_entropy = _sum(work) - _sum(torch.sub(p, 0.5, out=work).abs_().add_(0.5).log_())
+        sums = cross_entropy, _sum(torch.mul(p, g, out=work)), _sum(p), _sum(g), _sum(valid)
+        ctx.mark_non_differentiable(*sums[3:])
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *of_sums: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        p, g = ctx.saved_tensors
+        of_cross_entropy, of_overlap, of_predicted = (gradient[:, None, None] for gradient in of_sums[:3])
+        work = torch.addcmul(p, p, p, value=-1)  # dp / dx, 0 on padding
+        gradient = torch.addcmul(of_predicted, g, of_overlap).mul_(work)
+        return gradient.add_(torch.sub(p, g, out=work).mul_(of_cross_entropy)), None, None
+
+
+def _sum(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.sum(dim=(1, 2))
+
+
+def mask_bce(sums: MaskSums) -> torch.Tensor:
     """Binary cross-entropy, mean over the valid pixels of each mask, then over masks."""
-    loss_NSS = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
-    return _mean(_valid_mean(loss_NSS, valid))
+    return _mean(sums.cross_entropy / sums.valid.clamp(min=1))
 
 
-def mask_dice(logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+def mask_dice(sums: MaskSums) -> torch.Tensor:
     """Soft Dice loss 1 - (2 sum(p g) + 1e-6) / (sum p + sum g + 1e-6) per mask, then the mean.
 
     An empty target gives a loss near 1 with no useful gradient: leave absent targets out.
     """
-    overlap_N, predicted_N, true_N = _areas(logits, target, valid)
-    return _mean(1 - (2 * overlap_N + DICE_SMOOTHING) / (predicted_N + true_N + DICE_SMOOTHING))
+    return _mean(1 - (2 * sums.overlap + DICE_SMOOTHING) / (sums.predicted + sums.true + DICE_SMOOTHING))
+
+
+def mask_iou(sums: MaskSums, quality: torch.Tensor, *, detach_masks: bool = True) -> torch.Tensor:
+    """Squared error of the predicted quality (N,) against the soft IoU of the predicted mask, mean over masks.
+
+    Args:
+        sums: of the masks.
+        quality: predicted IoU.
+        detach_masks: teach only the quality head. The reference also moves the masks towards the predicted quality (its weight is 0 in
+            every published stage); False reproduces that.
+    """
+    iou_N = (sums.overlap + IOU_SMOOTHING) / (sums.predicted + sums.true - sums.overlap + IOU_SMOOTHING)
+    return _mean(((iou_N.detach() if detach_masks else iou_N) - quality.float()).square())
 
 
 def mask_focal(logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Focal loss, gamma 2, alpha 0.25 on foreground and 0.75 on background, mean over valid pixels, then over masks.
+    """Focal loss, gamma 2, alpha 0.25 on foreground and 0.75 on background, mean over valid pixels, then over masks; all (N, S, S).
 
     The logarithm is exact where the reference adds 1e-12 inside it; the two differ only for probabilities near 1e-12.
     """
@@ -114,41 +181,12 @@ def mask_focal(logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) 
     p = logits.sigmoid()
     foreground = FOCAL_ALPHA * target * (1 - p).square() * F.logsigmoid(logits)
     background = (1 - FOCAL_ALPHA) * (1 - target) * p.square() * F.logsigmoid(-logits)
-    return _mean(_valid_mean(-(foreground + background), valid))
-
-
-def mask_iou(
-    logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor, quality: torch.Tensor, *, detach_masks: bool = True
-) -> torch.Tensor:
-    """Squared error of the predicted quality (N,) against the soft IoU of the predicted mask, mean over masks.
-
-    Args:
-        logits: (N, S, S) of the masks.
-        target: (N, S, S) area fractions.
-        valid: (N, S, S) bool, false on padding.
-        quality: predicted IoU.
-        detach_masks: teach only the quality head. The reference also moves the masks towards the predicted quality (its weight is 0 in
-            every published stage); False reproduces that.
-    """
-    overlap_N, predicted_N, true_N = _areas(logits.detach() if detach_masks else logits, target, valid)
-    iou_N = (overlap_N + IOU_SMOOTHING) / (predicted_N + true_N - overlap_N + IOU_SMOOTHING)
-    return _mean((iou_N - quality.float()).square())
+    return _mean(-_sum((foreground + background) * valid) / _sum(valid).clamp(min=1))
 
 
 def presence_bce(presence_logit: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy of presence logits (N,) against present (N,) bool, mean over targets; 0 when N = 0."""
     return _mean(F.binary_cross_entropy_with_logits(presence_logit.float(), present.float(), reduction="none"))
-
-
-def _areas(logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per mask (N,): overlap, predicted area, true area, over valid pixels."""
-    p = logits.float().sigmoid() * valid
-    g = target.float() * valid
-    return (p * g).sum(dim=(1, 2)), p.sum(dim=(1, 2)), g.sum(dim=(1, 2))
-
-
-def _valid_mean(loss_NSS: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    return (loss_NSS * valid).sum(dim=(1, 2)) / valid.sum(dim=(1, 2)).clamp(min=1)
 
 
 def _mean(loss_N: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from medplib.models.geometry import published_unpad_resize, valid_mask
 from medplib.models.language import prefix_mask, states_before
 from medplib.models.medplib import MedPLIB
-from medplib.models.moe import load_balancing_loss, router_z_loss, task_routing_loss
+from medplib.models.moe import load_balancing_loss, router_z_loss, task_routing_loss, tokens_of_experts
 from medplib.models.precision import common_length
+from medplib.ranks import summed
 from medplib.tokens import IGNORE_LABEL
 from medplib.training import losses, ranks
 from medplib.training.losses import LossTerms, LossWeights
@@ -49,7 +50,10 @@ def conversation(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerm
         size = wanted.square().sum()
         terms = replace(terms, distill=(out.target_prompts - wanted).square().sum() / size.clamp(min=1e-6))
     if out.router is not None and weights.router:
-        terms = replace(terms, router=load_balancing_loss(out.router))
+        tokens_LE = tokens_of_experts(out.router)
+        terms = replace(
+            terms, router=load_balancing_loss(out.router, summed(tokens_LE.flatten()).view_as(tokens_LE) if model.training else None)
+        )
     if out.router is not None and weights.router_z:
         terms = replace(terms, router_z=router_z_loss(out.router))
     if out.router is not None and weights.router_task:
@@ -122,16 +126,17 @@ def _mask_terms(
     terms: LossTerms, grounding: GroundingOutput, masks: torch.Tensor, valid: torch.Tensor, weights: LossWeights, share: float = 1.0
 ) -> LossTerms:
     """Add `share` times the weighted-in mask losses to `terms`."""
-    target = masks.float() / 255
+    logits, target = grounding.mask_logits, masks.float().div_(255)
+    sums = losses.mask_sums(logits, target, valid)
     functions = {
-        "mask_bce": losses.mask_bce,
-        "mask_dice": losses.mask_dice,
-        "mask_focal": losses.mask_focal,
-        "mask_iou": lambda *a: losses.mask_iou(*a, grounding.quality),
+        "mask_bce": lambda: losses.mask_bce(sums),
+        "mask_dice": lambda: losses.mask_dice(sums),
+        "mask_focal": lambda: losses.mask_focal(logits, target, valid),
+        "mask_iou": lambda: losses.mask_iou(sums, grounding.quality),
     }
     for name, function in functions.items():
         if getattr(weights, name):
-            value, before = share * function(grounding.mask_logits, target, valid), getattr(terms, name)
+            value, before = share * function(), getattr(terms, name)
             terms = replace(terms, **{name: value if before is None else before + value})
     return terms
 
@@ -146,11 +151,12 @@ def _published_mask_terms(terms: LossTerms, grounding: GroundingOutput, batch: B
     for index, logits_HW in zip(kept, logits, strict=True):
         target_HW = batch.original_masks[index]
         one = (logits_HW[None], target_HW[None], torch.ones_like(target_HW)[None])
+        sums = losses.mask_sums(*one)
         for name, value in (
-            ("mask_bce", losses.mask_bce(*one)),
-            ("mask_dice", losses.mask_dice(*one)),
+            ("mask_bce", losses.mask_bce(sums)),
+            ("mask_dice", losses.mask_dice(sums)),
             ("mask_focal", losses.mask_focal(*one)),
-            ("mask_iou", losses.mask_iou(*one, grounding.quality[index : index + 1], detach_masks=False)),
+            ("mask_iou", losses.mask_iou(sums, grounding.quality[index : index + 1], detach_masks=False)),
         ):
             values.setdefault(name, []).append(value)
     return replace(terms, **{name: torch.stack(found).mean() for name, found in values.items() if getattr(weights, name)})

@@ -23,12 +23,13 @@ def diverge() -> None:
         torch.manual_seed(torch.initial_seed() + 104_729 * distributed.get_rank())
 
 
-TERMS = ("lm", "answer", "decision", "mask_bce", "mask_dice", "mask_focal", "mask_iou", "presence", "distill")
-"""Loss terms that are means over items; the others are averaged over ranks as they are."""
+TERMS = ("lm", "answer", "decision", "mask_bce", "mask_dice", "mask_focal", "mask_iou", "presence", "distill", "router", "router_z")
+"""Loss terms that are means over items; the others are averaged over ranks as they are (`router_task` is shared out before)."""
 
 
 def count_items(batch: Batch, decided: int, prompt_size: torch.Tensor) -> torch.Tensor:
-    """How many items stand behind each of TERMS, (len(TERMS),): tokens, answers, decided targets, present targets, all targets.
+    """How many items stand behind each of TERMS, (len(TERMS),): words of answers, answers, decided targets, present targets, all targets,
+    `prompt_size`, routed tokens.
 
     Args:
         batch: of conversations.
@@ -39,7 +40,7 @@ def count_items(batch: Batch, decided: int, prompt_size: torch.Tensor) -> torch.
     rows = target.nonzero()[:, 0]
     answers = torch.unique(torch.stack([rows, batch.segments[:, 1:][target]]), dim=1).shape[1]
     present = batch.target_present.sum()
-    counts = (target.sum(), answers, decided, *[present] * 4, len(batch.names), prompt_size)
+    counts = (target.sum(), answers, decided, *[present] * 4, len(batch.names), prompt_size, *[batch.attention_mask.sum()] * 2)
     return torch.stack([torch.as_tensor(count, dtype=torch.float32, device=target.device) for count in counts])
 
 

@@ -73,7 +73,7 @@ def test_two_ranks_one_two(trained: Trained, alone, tmp_path: Path, strategies: 
         if name not in alone[1]:  # ZeRO counts steps of a parameter that never had a gradient, too
             assert name.startswith("optimizer.step.") or not tensor.any(), name
         elif name.startswith("optimizer."):
-            torch.testing.assert_close(tensor, alone[1][name], rtol=1e-3, atol=1e-6, msg=name)
+            torch.testing.assert_close(tensor, alone[1][name], rtol=1e-4, atol=1e-7, msg=name)
 
 
 def test_batches_must_stay_as_large(trained: Trained, tmp_path: Path) -> None:

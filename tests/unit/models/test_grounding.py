@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from medplib.models.config_grounding import ConvConfig, DecoderConfig, GrounderConfig, VitConfig
 from medplib.models.grounding import NamePromptEncoder, PixelNormaliser, build_grounder, unpad_resize, valid_mask
-from medplib.training.losses import mask_bce, mask_dice
+from medplib.training.losses import mask_bce, mask_dice, mask_sums
 from medplib.types import Letterbox
 
 STOCK = GrounderConfig(
@@ -309,8 +309,9 @@ def test_learns_from_scratch(name):
     valid = torch.ones_like(masks, dtype=torch.bool)
     for _ in range(80):
         logits = grounder.decode(grounder.encode(images, boxes), index, names(ids)).mask_logits
-        loss = mask_bce(logits, masks, valid) + mask_dice(logits, masks, valid)
+        sums = mask_sums(logits, masks, valid)
+        loss = mask_bce(sums) + mask_dice(sums)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert mask_dice(logits.sign() * 50, masks, valid) < 0.1
+    assert mask_dice(mask_sums(logits.sign() * 50, masks, valid)) < 0.1

@@ -9,7 +9,16 @@ import torch
 from torch import nn
 
 from medplib.errors import InputError
-from medplib.models.moe import MoEConfig, MoEMLP, Routing, forced_expert, load_balancing_loss, router_z_loss, task_routing_loss
+from medplib.models.moe import (
+    MoEConfig,
+    MoEMLP,
+    Routing,
+    forced_expert,
+    load_balancing_loss,
+    router_z_loss,
+    task_routing_loss,
+    tokens_of_experts,
+)
 from medplib.training.ranks import balanced_over_ranks
 from medplib.types import RouterStats
 
@@ -120,12 +129,20 @@ def test_router_and_every_expert_get_gradients(gate: str) -> None:
 
 
 def test_load_balancing_loss() -> None:
-    from medplib.types import RouterStats
-
     even = RouterStats(torch.full((1, 4, 2), 0.5), torch.tensor([[[0], [1], [0], [1]]]), torch.zeros(1))
     skewed = RouterStats(torch.tensor([[[1.0, 0.0]] * 4]), torch.zeros(1, 4, 1, dtype=torch.int64), torch.zeros(1))
     assert float(load_balancing_loss(even)) == pytest.approx(1.0)
     assert float(load_balancing_loss(skewed)) == pytest.approx(2.0)
+
+
+def test_load_balancing_loss_does_not_depend_on_how_ranks_share_tokens() -> None:
+    torch.manual_seed(0)
+    probs, chosen = torch.rand(3, 10, 4).softmax(-1), torch.randint(4, (3, 10, 2))
+    whole, *parts = (RouterStats(probs[:, part], chosen[:, part], torch.zeros(3)) for part in (slice(None), slice(7), slice(7, None)))
+    tokens_LE = sum(tokens_of_experts(part) for part in parts)
+    torch.testing.assert_close(tokens_LE.sum(dim=-1), torch.full((3,), 20.0))
+    mean = sum(load_balancing_loss(part, tokens_LE) * part.probs.shape[1] for part in parts) / 10
+    torch.testing.assert_close(mean, load_balancing_loss(whole))
 
 
 @pytest.mark.parametrize(

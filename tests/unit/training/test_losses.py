@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.losses import DiceLoss, FocalLoss
 
-from medplib.training.losses import LossTerms, LossWeights, mask_bce, mask_dice, mask_focal, mask_iou, presence_bce
+from medplib.training.losses import LossTerms, LossWeights, mask_bce, mask_dice, mask_focal, mask_iou, mask_sums, presence_bce
 
 
 def case(seed: int = 0, count: int = 3):
@@ -21,17 +21,17 @@ def with_padding(logits, target, valid):
 
 
 LOSSES = {
-    "bce": mask_bce,
-    "dice": mask_dice,
+    "bce": lambda *pixels: mask_bce(mask_sums(*pixels)),
+    "dice": lambda *pixels: mask_dice(mask_sums(*pixels)),
     "focal": mask_focal,
-    "iou": lambda logits, target, valid: mask_iou(logits, target, valid, torch.tensor([0.1, 0.5, 0.9])[: len(logits)]),
+    "iou": lambda *pixels: mask_iou(mask_sums(*pixels), torch.tensor([0.1, 0.5, 0.9])[: len(pixels[0])]),
 }
 
 
 def test_dice_agrees_with_monai():
     logits, target, valid = case()
     expected = DiceLoss(sigmoid=True, smooth_nr=1e-6, smooth_dr=1e-6)(logits[:, None], target[:, None])
-    torch.testing.assert_close(mask_dice(logits, target, valid), expected)
+    torch.testing.assert_close(LOSSES["dice"](logits, target, valid), expected)
 
 
 def test_focal_agrees_with_monai():
@@ -101,9 +101,33 @@ def test_iou_teaches_masks_only_when_asked(detach):
     logits, target, valid = case()
     logits.requires_grad_()
     quality = torch.full((3,), 0.5, requires_grad=True)
-    mask_iou(logits, target, valid, quality, detach_masks=detach).backward()
+    mask_iou(mask_sums(logits, target, valid), quality, detach_masks=detach).backward()
     assert quality.grad.abs().min() > 0
     assert (logits.grad is None) == detach
+
+
+def test_sums_and_their_gradients_agree_with_autograd():
+    """In float64, operation by operation, with certain and with saturated logits, soft targets and padding."""
+    generator = torch.Generator().manual_seed(1)
+    logits = 4 * torch.randn(5, 9, 7, generator=generator)
+    logits[0, 0], logits[1, 1], logits[2, 2] = 120.0, -120.0, 0.0
+    target, valid = torch.rand(5, 9, 7, generator=generator), torch.rand(5, 9, 7, generator=generator) > 0.3
+    factors = torch.randn(3, 5, generator=generator)
+
+    def plain(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        p, g = x.sigmoid(), target.double()
+        pixels = torch.nn.functional.binary_cross_entropy_with_logits(x, g, reduction="none"), p * g, p, g, torch.ones_like(p)
+        return tuple((value * valid).sum(dim=(1, 2)) for value in pixels)
+
+    ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    sums = mask_sums(ours, target, valid)
+    found = (sums.cross_entropy, sums.overlap, sums.predicted, sums.true, sums.valid)
+    expected = plain(theirs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=2e-6, atol=2e-6)
+    sum((f * s).sum() for f, s in zip(factors, found[:3], strict=True)).backward()
+    sum((f.double() * s).sum() for f, s in zip(factors, expected[:3], strict=True)).backward()
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-6)
 
 
 def test_presence():
