@@ -93,9 +93,11 @@ def _stacks(records: Sequence[Record], grid: int) -> dict[str, np.ndarray]:
 
 def _best_threshold(mean_gg: np.ndarray, stack_Ngg: np.ndarray) -> float:
     """The threshold with the highest mean Dice on the training masks, at grid resolution; of several equal ones the middle."""
-    truth_Ngg = stack_Ngg >= 0.5
-    scores = [np.mean([_dice(mean_gg >= threshold, mask_gg) for mask_gg in truth_Ngg]) for threshold in _THRESHOLDS]
-    best = np.flatnonzero(np.isclose(scores, max(scores)))
+    truth_NG = (stack_Ngg >= 0.5).reshape(len(stack_Ngg), -1).astype(np.float32)  # sums of whole numbers: exact
+    cut_TG = (mean_gg.reshape(1, -1) >= np.reshape(_THRESHOLDS, (-1, 1))).astype(np.float32)
+    overlap_NT, total_NT = truth_NG @ cut_TG.T, truth_NG.sum(axis=1, keepdims=True) + cut_TG.sum(axis=1)
+    scores = np.where(total_NT > 0, 2 * overlap_NT / np.maximum(total_NT, 1), 1.0).mean(axis=0, dtype=np.float64)
+    best = np.flatnonzero(np.isclose(scores, scores.max()))
     return float(_THRESHOLDS[best[len(best) // 2]])
 
 
