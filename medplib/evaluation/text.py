@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
@@ -88,8 +89,9 @@ class TextCase:
     prediction: str
 
 
+@lru_cache(maxsize=4096)
 def text_metrics(prediction: str, reference: str) -> TextMetrics:
-    """Every metric of one pair of strings, either of which may be empty."""
+    """Every metric of one pair of strings, either of which may be empty. Closed questions have few pairs, asked again and again."""
     strict_p, strict_r = normalise(prediction).split(), normalise(reference).split()
     precision, recall, f1 = _token_overlap(strict_p, strict_r)
     once_p, once_r = upstream_normalise(prediction), upstream_normalise(reference)
