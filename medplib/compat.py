@@ -2,6 +2,7 @@
 
 The torchvision wheels of PyPI are built against CUDA; beside a CPU torch their C extension cannot load, and the import fails because the
 operator `torchvision::nms` is then registered as a fake without being defined. Where the extension loads this module changes nothing.
+Nothing is imported here before somebody needs it: some commands do without torch, which takes a second.
 """
 
 from __future__ import annotations
@@ -9,15 +10,21 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _LIBRARIES: list[torch.library.Library] = []  # a Library unregisters its operators when it is collected
 
 
 def _extension_loads() -> bool:
     """Whether torchvision's C extension can be loaded here (or torchvision is not installed, so that nothing is to be done)."""
+    import torch
+
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return True
@@ -33,6 +40,8 @@ def _extension_loads() -> bool:
 
 def _nms(boxes_N4: torch.Tensor, scores_N: torch.Tensor, iou_threshold: float) -> torch.Tensor:
     """Greedy non-maximum suppression over xyxy boxes; indices kept, best score first (definition of torchvision.ops.nms)."""
+    import torch
+
     kept: list[int] = []
     order = scores_N.argsort(descending=True).tolist()
     area_N = (boxes_N4[:, 2] - boxes_N4[:, 0]) * (boxes_N4[:, 3] - boxes_N4[:, 1])
@@ -51,12 +60,24 @@ def ensure_torchvision() -> None:
     """Define the operators that torchvision's Python code expects, if its extension cannot define them."""
     if _LIBRARIES or _extension_loads():
         return
+    import torch
+
     library = torch.library.Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.impl("nms", _nms, "CompositeExplicitAutograd")
     library.impl("qnms", _nms, "CompositeExplicitAutograd")
     _LIBRARIES.append(library)
+
+
+class _BeforeTorchvision:
+    """A finder of modules that finds none; asked for torchvision, it sees to its operators first, once."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name == "torchvision" and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            ensure_torchvision()
+        return None
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -76,5 +97,5 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 256 * 2**20)
 
 
-ensure_torchvision()
+sys.meta_path.insert(0, _BeforeTorchvision())
 keep_freed_memory()

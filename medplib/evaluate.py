@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from medplib.errors import InputError, run_actions, run_command
-from medplib.ranks import joined, launched, local_rank, rank, start
+from medplib.launch import launched, local_rank, start
 
 
 def evaluate(
@@ -56,6 +56,7 @@ def _evaluate(
     from medplib.evaluation.suite import Suite
     from medplib.evaluation.suite_config import suite_of_files, suite_of_yaml
     from medplib.inference.device import choose_device
+    from medplib.ranks import joined, rank
 
     config = suite_of_files(data or [], limit=limit, batch_size=batch_size) if suite is None else suite_of_yaml(suite, limit=limit)
     with joined():

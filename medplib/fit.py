@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medplib.errors import InputError, run_command
-from medplib.ranks import own_place
+from medplib.launch import own_place
 from medplib.schedule import run
 
 if TYPE_CHECKING:

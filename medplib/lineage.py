@@ -15,12 +15,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from medplib.errors import InputError, OptionParser
-from medplib.tensorfiles import StoredTensor, write_safetensors
+
+if TYPE_CHECKING:  # reading a lineage needs no torch
+    import torch
+
+    from medplib.tensorfiles import StoredTensor
 
 WEIGHTS, CONFIG, TOKENIZER, LINEAGE = "model.safetensors", "config.json", "tokenizer", "lineage.json"
 _PACKAGES = ("torch", "lightning", "transformers", "peft", "segment-anything", "timm", "monai", "numpy")
@@ -81,7 +85,7 @@ class Checkpoint:
 
     def keys(self) -> list[str]:
         """Names of its tensors."""
-        with safe_open(self.folder / WEIGHTS, framework="pt") as file:
+        with safe_open(self.folder / WEIGHTS, framework="numpy") as file:
             return list(file.keys())
 
     def tensors(self, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, torch.Tensor]:
@@ -126,6 +130,8 @@ def save_checkpoint(
     Returns:
         The lineage with its hashes filled in.
     """
+    from medplib.tensorfiles import write_safetensors
+
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     build = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -195,7 +201,7 @@ def load_checkpoint(folder: str | Path, *, stage: str | None = None, role: str =
             raise InputError(where=folder / name, expected=recorded, found=digest[:12] or "no such folder",
                              remedy="the file was changed or damaged; restore it or train the stage again")  # fmt: skip
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
+        with safe_open(folder / WEIGHTS, framework="numpy") as file:  # which is there sooner than torch
             file.keys()
     except SafetensorError as error:
         raise InputError(where=folder / WEIGHTS, expected="a safetensors file", found=str(error)) from None

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import get_args
 
-from medplib.data.prepare.importer import ImportOptions
+from medplib.data.prepare.options import ImportOptions
 from medplib.errors import InputError, run_actions, run_command
 
 

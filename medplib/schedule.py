@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from medplib.errors import InputError
-from medplib.ranks import alone, launched, local_rank, meet, start
+from medplib.launch import alone, launched, local_rank, meet, start
 
 THEN, RANKS, RANK = "--then", "--ranks", "--rank"
 

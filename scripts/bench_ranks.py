@@ -15,8 +15,9 @@ from torch import distributed
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from medplib.launch import meet, start
 from medplib.models.language import LanguageConfig, LanguageModel, prefix_mask
-from medplib.ranks import joined, meet, rank, start
+from medplib.ranks import joined, rank
 from medplib.training.neighbours import SharedGradients
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import distributed, nn
 
-from medplib.ranks import meet, rank, world_size
+from medplib.launch import meet
+from medplib.ranks import rank, world_size
 
 _SHARED_MEMORY = Path("/dev/shm")
 _SQUARES = 8

@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from medplib.errors import InputError
-from medplib.ranks import can_meet, summed
+from medplib.launch import can_meet
+from medplib.ranks import summed
 from medplib.training.neighbours import DividedWork, NoSharedMemoryError, SharedGradients, take_over
 from medplib.training.sharded import ShardedStrategy, gathered
 

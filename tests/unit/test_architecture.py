@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "medplib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each layer may import from the package; bottom modules are free for all.
-BOTTOM = {"types", "tokens", "tokenizer", "lineage", "errors", "paths", "config", "compat", "tensorfiles", "ranks", "schedule"}
+BOTTOM = {"types", "tokens", "tokenizer", "lineage", "errors", "paths", "config", "compat", "tensorfiles", "launch", "ranks", "schedule"}
 ALLOWED = {
     "imaging": {"imaging"},
     "data": {"data", "imaging"},

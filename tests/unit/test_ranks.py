@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from medplib.errors import InputError
-from medplib.ranks import alone, gathered, joined, meet, rank, start, world_size
+from medplib.launch import alone, meet, start
+from medplib.ranks import gathered, joined, rank, world_size
 
 
 def _gather(out: Path) -> None:

@@ -10,19 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
 
 from medplib.data.prepare.manifest import ImageEntry, MaskRow
+from medplib.data.prepare.options import OnEmpty
 from medplib.data.sources.sa_med2d import mask_name
 from medplib.errors import InputError
 from medplib.imaging.image import read_image
 from medplib.imaging.mask import read_mask, write_mask_png
 from medplib.imaging.overlay import write_png
-
-OnEmpty = Literal["error", "skip", "absent"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from medplib.ranks import joined, rank, start, summed, world_size
+from medplib.launch import start
+from medplib.ranks import joined, rank, summed, world_size
 from medplib.training import neighbours
 from medplib.training.neighbours import DividedWork, NoSharedMemoryError, SharedGradients, _dealt, take_over
 from medplib.training.optim import orthogonalised

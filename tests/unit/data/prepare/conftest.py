@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medplib.data.prepare.importer import ImportOptions, import_manifest
+from medplib.data.prepare.importer import import_manifest
+from medplib.data.prepare.options import ImportOptions
 
 COLUMNS = ("source", "modality", "image", "mask", "label", "mask_rule", "offset_left_top", "width", "height", "patient", "split", "note")
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medplib.data.prepare.importer import ImportOptions, import_manifest
+from medplib.data.prepare.importer import import_manifest
 from medplib.data.prepare.labels import clean_label
+from medplib.data.prepare.options import ImportOptions
 from medplib.data.sources import read_records
 from medplib.errors import InputError
 from medplib.imaging.mask import read_mask

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medplib.data.prepare.importer import ImportOptions, import_manifest
+from medplib.data.prepare.importer import import_manifest
+from medplib.data.prepare.options import ImportOptions
 from medplib.data.prepare.splits import draw
 from medplib.data.sources import read_records
 from medplib.errors import InputError
