@@ -44,7 +44,7 @@ def told(self, trainer, *arguments):
 
 resume.take_states, ResumePoints.on_train_batch_end = taken, told
 # Runs whose sums are rounded differently part for good where that carries one activation across its edge: the slope there is 0.01 or 1.
-# Nothing that is tested here hangs on the activation, so it is one without an edge.
+# Nothing that is tested here hangs on the activation of the mask decoder, so it is one without an edge.
 F.leaky_relu_ = F.silu
 if __name__ == "__main__":
     run_command(_command)

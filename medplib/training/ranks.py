@@ -28,7 +28,7 @@ TERMS = ("lm", "answer", "decision", "mask_bce", "mask_dice", "mask_focal", "mas
 
 
 def count_items(batch: Batch, decided: int, prompt_size: torch.Tensor) -> torch.Tensor:
-    """How many items stand behind each of TERMS, (len(TERMS),): words of answers, answers, decided targets, present targets, all targets,
+    """How many items stand behind each of TERMS, (len(TERMS),): answer tokens, answers, decided targets, present targets, all targets,
     `prompt_size`, routed tokens.
 
     Args:
