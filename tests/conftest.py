@@ -141,7 +141,7 @@ def stage_configs(data: dict[str, Path], tokenizer: Path, out: Path) -> dict[str
             },
             train=["router", "language.head", "language.embeddings", "region", "seg_projector", "grounder.mask_decoder"],
             lora={"r": 4, "alpha": 8, "targets": ["gate_proj", "up_proj", "down_proj", "q_proj", "v_proj"]},
-            losses={"decision": 0.5, "presence": 0.3, "router": 0.01, "router_task": 0.1}, optim={"lr": 0.01},
+            losses={"decision": 0.5, "presence": 0.3, "router": 0.01, "router_task": 0.1, "router_z": 0.001}, optim={"lr": 0.01},
         ),
     }  # fmt: skip
 

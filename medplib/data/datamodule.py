@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -140,13 +141,25 @@ class DataModule(L.LightningDataModule):
         return self._loader(data, sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader | list:
-        """Validation records, one conversation each; empty when none are configured."""
+        """Validation records, one conversation each, shared among ranks; empty when none are configured.
+
+        A rank with one batch less than others gets a record again (`is_filling`), so that all take part in what weights in pieces need.
+        """
         if not self.val_records:
             return []
-        trainer = self.trainer
-        return self._loader(
-            RecordSet(records=self.val_records[trainer.global_rank :: trainer.world_size], encoder=self._encoder), None, drop_last=False
-        )
+        records, batches = self._own_val_records()
+        if batches < ceil(ceil(len(self.val_records) / self.trainer.world_size) / self.batch_of_rank(self.trainer.world_size)):
+            records.append(self.val_records[0])
+        return self._loader(RecordSet(records=records, encoder=self._encoder), None, drop_last=False)
+
+    def is_filling(self, batch: int) -> bool:
+        """Whether validation batch number `batch` of this rank holds a record that another rank has, and must not count."""
+        return batch >= self._own_val_records()[1]
+
+    def _own_val_records(self) -> tuple[list[Record], int]:
+        """Those of this rank, and in how many batches."""
+        own = self.val_records[self.trainer.global_rank :: self.trainer.world_size]
+        return own, ceil(len(own) / self.batch_of_rank(self.trainer.world_size))
 
     def _loader(self, data, sampler, *, drop_last: bool) -> DataLoader:
         return DataLoader(

@@ -67,6 +67,18 @@ class MedPLIB(nn.Module):
         self.vision, self.projector, self.region, self.language = vision, projector, region, language
         self.seg_projector, self.grounder, self.names = seg_projector, grounder, names
         self.words, self.contrast = words, contrast
+        self._every_part = False
+
+    @property
+    def every_part(self) -> bool:
+        """Whether parts run even where a batch has nothing for them, so that all ranks take part in every exchange: in training always."""
+        return self.training or self._every_part
+
+    def run_every_part(self) -> None:
+        """From here on out of training, too: where ranks hold pieces of each other's weights, a part gathers them when it runs."""
+        self._every_part = True
+        if self.language is not None:
+            self.language.routing.every_expert = True
 
     def embed(self, batch: Batch, features: torch.Tensor | None = None, shown: torch.Tensor | None = None) -> torch.Tensor:
         """Inputs of the language model (B, L, D): word embeddings with image and region features in their places.
@@ -77,7 +89,7 @@ class MedPLIB(nn.Module):
             features = self.vision(batch.vision_pixels, batch.letterboxes)
         embeds = self.embed_text(batch.input_ids, self.shown(batch, features) if shown is None else shown)
         embeds = _place(embeds, batch.input_ids == IMAGE_PLACEHOLDER, self.projector(features))
-        if len(batch.region_masks) or self.training:
+        if len(batch.region_masks) or self.every_part:
             tokens = self.region(features, batch.region_masks, batch.region_image)
             embeds = _place(embeds, batch.input_ids == REGION_PLACEHOLDER, tokens)
         return embeds
@@ -113,7 +125,7 @@ class MedPLIB(nn.Module):
         hidden = self.hidden(batch)
         target = batch.labels[:, 1:] != IGNORE_LABEL
         prompts, grounding = None, None
-        if self.seg_projector is not None and (len(batch.names) or self.training):
+        if self.seg_projector is not None and (len(batch.names) or self.every_part):
             prompts = self.seg_projector(hidden[batch.target_row, batch.target_position])
             if with_masks:
                 grounding = self.ground(batch, prompts)

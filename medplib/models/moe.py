@@ -57,6 +57,7 @@ class Routing:
 
     real: torch.Tensor | None = None  # (T,) int64 index of the real tokens among the B L of the forward; None when all are real
     forced: int | None = None
+    every_expert: bool = False  # also those without a token run when not training, see `MedPLIB.run_every_part`
     fixed_shapes: bool = False  # no shape may depend on what is chosen: every expert runs on every row (for few rows, without gradients)
     probs: list[torch.Tensor] = field(default_factory=list)
     chosen: list[torch.Tensor] = field(default_factory=list)
@@ -118,10 +119,11 @@ class MoEMLP(nn.Module):
         order_N = chosen_N.argsort(stable=True)
         back_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
         sorted_ND = _Reordered.apply(rows_TD, order_N, back_N, self.top_k)
+        every = self.training or self.routing.every_expert
         parts = [  # an unused expert still takes part in the graph, so that every rank has its gradients
             expert(lengthened(stretch))[: len(stretch)]
             for expert, stretch in zip(experts, sorted_ND.split(lengths.known()), strict=True)
-            if len(stretch) or self.training
+            if len(stretch) or every
         ]
         out_ND = _Reordered.apply(torch.cat(parts), back_N, order_N, 1)
         if self.one_gate and not (self.training and self.capacity_factor):

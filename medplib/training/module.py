@@ -66,6 +66,8 @@ class StageModule(L.LightningModule):
             raise InputError(
                 where="trainer.precision", expected="bf16-mixed with stage.frozen_dtype bfloat16", found=self.trainer.precision
             )
+        if world_size() > 1:
+            self.model.run_every_part()
         if folder := self.stage.feature_cache:
             precision = f"{self.trainer.precision} {self.stage.frozen_dtype}"
             room = self.stage.feature_cache_gb
@@ -129,21 +131,24 @@ class StageModule(L.LightningModule):
         terms = self.objective(self.model, batch, self.stage.losses)
         return terms, terms.total(self.stage.losses)
 
+    def on_validation_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """What is drawn at random (points, boxes) is the same in every validation, and all ranks agree on which parts run."""
+        torch.manual_seed(self.stage.seed * 1_000_003 + batch_idx)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss terms, and for conversations the rates at which `<SEG>` is predicted and how the router shares its tokens."""
-        self.model.within(lambda: self._validate(batch))
+        scores = ValidationScores() if self.trainer.datamodule.is_filling(batch_idx) else self.scores
+        self.model.within(lambda: self._validate(batch, scores))
 
-    def _validate(self, batch: Batch) -> None:
+    def _validate(self, batch: Batch, scores: ValidationScores) -> None:
         terms = self.objective(self.model, batch, self.stage.losses)
-        self.scores.add_terms(terms, batch)
+        scores.add_terms(terms, batch)
         if self.stage.objective in ("dense", "promptable"):
             grounding = name_masks(self.model, batch, directly=self.stage.objective == "dense")
-            self.scores.add_masks(batch, grounding)
+            scores.add_masks(batch, grounding)
         elif self.stage.objective == "conversation":
             out = self.model(batch, with_masks=self.stage.losses.needs_masks)
-            self.scores.add_output(
-                batch, out, seg_id=self.tokenizer.convert_tokens_to_ids(SEG), expert_names=self.model.language.expert_names
-            )
+            scores.add_output(batch, out, seg_id=self.tokenizer.convert_tokens_to_ids(SEG), expert_names=self.model.language.expert_names)
             grounding = out.grounding
         else:
             return

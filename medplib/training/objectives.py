@@ -33,7 +33,7 @@ than many steps with few, because a call of the decoder has a price of its own."
 def conversation(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
     """Stages I to IV: cross-entropy of the answers, mask losses of their targets, presence, distillation from name prompts, router."""
     # In training parts run even where a batch has nothing for them, so that all ranks take part in every exchange of gradients.
-    with_masks = model.grounder is not None and weights.needs_masks and (len(batch.names) > 0 or model.training)
+    with_masks = model.grounder is not None and weights.needs_masks and (len(batch.names) > 0 or model.every_part)
     with_masks = with_masks and (weights.mask_share >= 1 or float(torch.rand(())) < weights.mask_share)
     ranks.diverge()
     out = model(batch, with_masks=with_masks)
@@ -164,7 +164,7 @@ def _published_mask_terms(terms: LossTerms, grounding: GroundingOutput, batch: B
 
 def dense(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
     """Stage 0 of the grounder, first part: masks from names without the decoder's transformer, see `PixelGrounder.decode_directly`."""
-    if not len(batch.names) and not model.training:
+    if not len(batch.names) and not model.every_part:
         return LossTerms()
     return _with_masks(LossTerms(), name_masks(model, batch, directly=True), batch, weights)
 
@@ -183,7 +183,7 @@ def name_masks(model: MedPLIB, batch: Batch, *, directly: bool) -> GroundingOutp
 
 def promptable(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
     """Stage 0 of the grounder: masks from names (where the model knows any), points and boxes (SAM's promptable task, arXiv 2304.02643)."""
-    if not len(batch.names) and not model.training:
+    if not len(batch.names) and not model.every_part:
         return LossTerms()
     features = model.grounder.encode(batch.sam_pixels, batch.letterboxes)
     terms, share_prompted = LossTerms(), 1.0
@@ -237,8 +237,11 @@ def contrastive(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms
     features = model.vision(batch.vision_pixels, batch.letterboxes)
     terms = _text_terms(model, batch, features)
     captions, rows = _captions(batch)
-    if len(rows) < 2 and weights.contrastive and model.training:  # every rank must have the same terms
-        return replace(terms, contrastive=features.sum() * 0)
+    if len(rows) < 2 and weights.contrastive and model.every_part:  # every rank must have the same terms, of the same parts
+        ids = torch.zeros_like(batch.input_ids[:1])
+        state = _text_states(model, ids, torch.ones_like(ids, dtype=torch.bool))
+        one = model.contrast.image_text_loss(features[:1], state, torch.ones(1, 1, dtype=torch.bool, device=ids.device))
+        return replace(terms, contrastive=features.sum() * 0 + one * 0)
     if len(rows) > 1 and weights.contrastive:
         ids, mask = captions
         duplicate = (ids[:, None] == ids[None]).all(dim=-1)
