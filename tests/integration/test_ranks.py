@@ -6,6 +6,7 @@ import csv
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,20 @@ PARTS = Path(__file__).parents[2] / "configs" / "parts"
 STEPS = 6
 
 
-def run(trained: Trained, out: Path, *more: str) -> list[float]:
-    """Train stage IV in processes of its own; the loss of every step."""
+VAL_RECORDS = 5
+"""One rank of two has two batches of two then, the other one."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Loss of every step, and what the last validation found."""
+
+    losses: list[float]
+    val: dict[str, float]
+
+
+def run(trained: Trained, out: Path, *more: str) -> Run:
+    """Train stage IV in processes of its own."""
     logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args.save_dir": str(out), "init_args.name": "logs"}
     command = [sys.executable, "-m", "medplib.fit", "--config", str(trained.configs / "moe.yaml"), "--trainer.max_steps", str(STEPS)]
     for key, value in logger.items():
@@ -28,15 +41,22 @@ def run(trained: Trained, out: Path, *more: str) -> list[float]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
-    rows = csv.DictReader((out / "logs" / "version_0" / "metrics.csv").open())
-    return [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    rows = list(csv.DictReader((out / "logs" / "version_0" / "metrics.csv").open()))
+    last = [row for row in rows if row["val/lm"]][-1]
+    val = {name: float(value) for name, value in last.items() if name.startswith("val/") and value}
+    return Run([float(row["train/loss"]) for row in rows if row["train/loss"]], val)
 
 
 @pytest.fixture(scope="module")
-def alone(trained: Trained, tmp_path_factory) -> tuple[list[float], dict[str, torch.Tensor]]:
+def alone(trained: Trained, tmp_path_factory) -> tuple[Run, dict[str, torch.Tensor]]:
     out = tmp_path_factory.mktemp("alone")
-    losses = run(trained, out, "--data.batch_size", "4")
-    return losses, load_checkpoint(out / "weights").tensors()
+    done = run(trained, out, "--data.batch_size", "4", *_mixed_validation(trained))
+    return done, load_checkpoint(out / "weights").tensors()
+
+
+def _mixed_validation(trained: Trained) -> tuple[str, ...]:
+    """Questions with masks and without, in numbers that ranks cannot share evenly."""
+    return "--data.val", f"[{trained.data / 'vqa_closed.json'},{trained.data / 'grounding.json'}]", "--data.val_limit", str(VAL_RECORDS)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero1", "zero2", "zero3"])
@@ -46,9 +66,14 @@ def test_two_ranks_are_one(trained: Trained, alone, tmp_path: Path, strategy: st
     more = ["--config", str(PARTS / f"strategy_{strategy}.yaml"), "--trainer.precision", "32-true"]
     batch = ("--data.batch_size", "4", "--data.shared_batch", "true") if strategy == "ddp" else ("--data.batch_size", "2")
     started = ("--trainer.devices", "2") if strategy == "fsdp" else ("--ranks", "2")  # by Lightning, or by the command itself
-    losses = run(trained, tmp_path, *more, *started, *batch)
-    assert len(losses) == STEPS
-    assert losses == pytest.approx(alone[0], rel=1e-5)
+    done = run(trained, tmp_path, *more, *started, *batch, *_mixed_validation(trained))
+    assert len(done.losses) == STEPS
+    assert done.losses == pytest.approx(alone[0].losses, rel=1e-5)
+    of_batches = {"val/router", "val/router_z", "val/router_task", "val/distill"}  # no means over items that any batches would give
+    assert done.val.keys() == alone[0].val.keys()
+    assert {n: v for n, v in done.val.items() if n not in of_batches} == pytest.approx(
+        {n: v for n, v in alone[0].val.items() if n not in of_batches}, rel=1e-4, abs=1e-5
+    )
     assert load_checkpoint(tmp_path / "weights").lineage.ranks == 2
     found = load_checkpoint(tmp_path / "weights").tensors()
     assert found.keys() == alone[1].keys()
@@ -59,7 +84,9 @@ def test_two_ranks_are_one(trained: Trained, alone, tmp_path: Path, strategy: st
 def test_shared_memory_and_sockets_give_the_same_bits(trained: Trained, tmp_path: Path) -> None:
     """Gradients gathered over two batches, parts that only some steps use; started by the command itself, or by Lightning under DDP."""
     more = ("--config", str(PARTS / "strategy_ddp.yaml"), "--trainer.accumulate_grad_batches", "2", "--data.batch_size", "2")
-    losses = [run(trained, tmp_path / by, *more, *words) for by, words in (("own", ["--ranks", "2"]), ("ddp", ["--trainer.devices", "2"]))]
+    losses = [
+        run(trained, tmp_path / by, *more, *words).losses for by, words in (("own", ["--ranks", "2"]), ("ddp", ["--trainer.devices", "2"]))
+    ]
     assert losses[0] == losses[1]
     own, ddp = (load_checkpoint(tmp_path / by / "weights").lineage.weights_sha256 for by in ("own", "ddp"))
     assert own == ddp
