@@ -156,7 +156,7 @@ def training_step(planned: PlannedStage, model: MedPLIB, batch: Batch, device: s
 
     def step() -> None:
         with torch.autocast(device, dtype=torch.bfloat16):
-            loss = conversation(model, batch, planned.stage.losses).total(planned.stage.losses)
+            loss = conversation(model, batch, planned.stage.losses).terms.total(planned.stage.losses)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for _, p in trained if p.grad is not None], 1.0)
         optimizer.step()

@@ -20,11 +20,11 @@ from medplib.training.assemble import assemble
 from medplib.training.feature_cache import keep_features
 from medplib.training.lora import add_lora, merged
 from medplib.training.losses import LossTerms
-from medplib.training.objectives import OBJECTIVES, name_masks
+from medplib.training.objectives import OBJECTIVES
 from medplib.training.optim import build_optimizer, rate_factor
 from medplib.training.previews import mask_previews
 from medplib.training.stage import StageConfig
-from medplib.training.trainable import cast_frozen, choose_trained
+from medplib.training.trainable import cast_frozen, check_objective, choose_trained
 from medplib.training.validation import ValidationScores
 from medplib.types import Batch, GroundingOutput, InputSpec
 
@@ -43,6 +43,7 @@ class StageModule(L.LightningModule):
         self.stage = stage
         built = assemble(stage)
         self.model, self.tokenizer, self.config, self.parents = built.model, built.tokenizer, built.config, built.parents
+        check_objective(self.model, stage)
         self.objective = OBJECTIVES[stage.objective]
         if stage.lora is not None:
             add_lora(self.model, stage.lora)
@@ -128,7 +129,7 @@ class StageModule(L.LightningModule):
         return total
 
     def _terms(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:
-        terms = self.objective(self.model, batch, self.stage.losses)
+        terms = self.objective(self.model, batch, self.stage.losses).terms
         return terms, terms.total(self.stage.losses)
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -141,19 +142,14 @@ class StageModule(L.LightningModule):
         self.model.within(lambda: self._validate(batch, scores))
 
     def _validate(self, batch: Batch, scores: ValidationScores) -> None:
-        terms = self.objective(self.model, batch, self.stage.losses)
-        scores.add_terms(terms, batch)
-        if self.stage.objective in ("dense", "promptable"):
-            grounding = name_masks(self.model, batch, directly=self.stage.objective == "dense")
-            scores.add_masks(batch, grounding)
-        elif self.stage.objective == "conversation":
-            out = self.model(batch, with_masks=self.stage.losses.needs_masks)
-            scores.add_output(batch, out, seg_id=self.tokenizer.convert_tokens_to_ids(SEG), expert_names=self.model.language.expert_names)
-            grounding = out.grounding
-        else:
-            return
-        if grounding is not None and not self.previewed:
-            self._log_previews(batch, grounding)
+        seen = self.objective(self.model, batch, self.stage.losses)
+        scores.add_terms(seen.terms, batch)
+        scores.add_masks(batch, seen.grounding)
+        if seen.output is not None:
+            seg_id = self.tokenizer.convert_tokens_to_ids(SEG)
+            scores.add_output(batch, seen.output, seg_id=seg_id, expert_names=self.model.language.expert_names)
+        if seen.grounding is not None and len(batch.names) and not self.previewed:
+            self._log_previews(batch, seen.grounding)
 
     def _log_previews(self, batch: Batch, grounding: GroundingOutput) -> None:
         """Show the first grounded batch of a validation run, where the logger takes images."""

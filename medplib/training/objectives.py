@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
@@ -20,7 +20,17 @@ from medplib.training import losses, ranks
 from medplib.training.losses import LossTerms, LossWeights
 from medplib.types import Batch, GroundingOutput, ModelOutput
 
-Objective = Callable[[MedPLIB, Batch, LossWeights], LossTerms]
+
+@dataclass(frozen=True)
+class Outcome:
+    """Loss terms of a batch, and the outputs behind them for who wants to watch more: of conversations all, else masks from names."""
+
+    terms: LossTerms
+    output: ModelOutput | None = None
+    grounding: GroundingOutput | None = None
+
+
+Objective = Callable[[MedPLIB, Batch, LossWeights], Outcome]
 
 POINT_STEPS = 0.25
 """Promptable stage: every target is prompted by name in every step; in this share of the steps points and boxes come besides."""
@@ -30,11 +40,11 @@ POINT_SHARE = 0.4
 than many steps with few, because a call of the decoder has a price of its own."""
 
 
-def conversation(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
+def conversation(model: MedPLIB, batch: Batch, weights: LossWeights) -> Outcome:
     """Stages I to IV: cross-entropy of the answers, mask losses of their targets, presence, distillation from name prompts, router."""
     # In training parts run even where a batch has nothing for them, so that all ranks take part in every exchange of gradients.
     with_masks = model.grounder is not None and weights.needs_masks and (len(batch.names) > 0 or model.every_part)
-    with_masks = with_masks and (weights.mask_share >= 1 or float(torch.rand(())) < weights.mask_share)
+    with_masks = with_masks and (not model.training or weights.mask_share >= 1 or float(torch.rand(())) < weights.mask_share)
     ranks.diverge()
     out = model(batch, with_masks=with_masks)
     per_token = functional.cross_entropy(out.label_logits, out.label_ids, reduction="none")
@@ -60,8 +70,8 @@ def conversation(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerm
         wanted = _expert_of_token(batch, model.language.expert_of_task)
         terms = replace(terms, router_task=ranks.balanced_over_ranks(*task_routing_loss(out.router, wanted), together=model.training))
     if not model.training:  # what is only watched is added up by who watches
-        return terms
-    return ranks.over_all_ranks(terms, ranks.count_items(batch, decided, size))
+        return Outcome(terms, out, out.grounding)
+    return Outcome(ranks.over_all_ranks(terms, ranks.count_items(batch, decided, size)), out, out.grounding)
 
 
 def _expert_of_token(batch: Batch, expert_of_task: dict[str, int]) -> torch.Tensor:
@@ -162,36 +172,31 @@ def _published_mask_terms(terms: LossTerms, grounding: GroundingOutput, batch: B
     return replace(terms, **{name: torch.stack(found).mean() for name, found in values.items() if getattr(weights, name)})
 
 
-def dense(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
+def dense(model: MedPLIB, batch: Batch, weights: LossWeights) -> Outcome:
     """Stage 0 of the grounder, first part: masks from names without the decoder's transformer, see `PixelGrounder.decode_directly`."""
     if not len(batch.names) and not model.every_part:
-        return LossTerms()
-    return _with_masks(LossTerms(), name_masks(model, batch, directly=True), batch, weights)
+        return Outcome(LossTerms())
+    features = model.grounder.encode(batch.sam_pixels, batch.letterboxes)
+    masks = model.grounder.decode_directly(features, batch.target_image, model.names(batch.name_ids))
+    return Outcome(_with_masks(LossTerms(), masks, batch, weights), grounding=masks)
 
 
-def name_masks(model: MedPLIB, batch: Batch, *, directly: bool) -> GroundingOutput:
-    """Masks of the N targets of a batch, prompted by their names, with or (`directly`) without the decoder's transformer.
+def promptable(model: MedPLIB, batch: Batch, weights: LossWeights) -> Outcome:
+    """Stage 0 of the grounder: masks from names (where the model knows any), points and boxes (SAM's promptable task, arXiv 2304.02643).
 
-    A model that knows no names is prompted by boxes, as evaluations of SAM are.
+    What is watched of a model that knows no names are masks of boxes, as in evaluations of SAM.
     """
-    features = model.grounder.encode(batch.sam_pixels, batch.letterboxes)
-    if model.names is None:
-        return model.grounder.decode(features, batch.target_image, model.grounder.prompt_boxes(_boxes(batch.target_masks)))
-    decode = model.grounder.decode_directly if directly else model.grounder.decode
-    return decode(features, batch.target_image, model.names(batch.name_ids))
-
-
-def promptable(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
-    """Stage 0 of the grounder: masks from names (where the model knows any), points and boxes (SAM's promptable task, arXiv 2304.02643)."""
     if not len(batch.names) and not model.every_part:
-        return LossTerms()
+        return Outcome(LossTerms())
     features = model.grounder.encode(batch.sam_pixels, batch.letterboxes)
-    terms, share_prompted = LossTerms(), 1.0
+    terms, share_prompted, watched = LossTerms(), 1.0, None
     if model.names is not None:
-        by_name = model.grounder.decode(features, batch.target_image, model.names(batch.name_ids))
-        terms, share_prompted = _with_masks(terms, by_name, batch, weights), 2 * POINT_SHARE
+        watched = model.grounder.decode(features, batch.target_image, model.names(batch.name_ids))
+        terms, share_prompted = _with_masks(terms, watched, batch, weights), 2 * POINT_SHARE
         if float(torch.rand(())) >= POINT_STEPS:
-            return terms
+            return Outcome(terms, grounding=watched)
+    elif not model.training:
+        watched = model.grounder.decode(features, batch.target_image, model.grounder.prompt_boxes(_boxes(batch.target_masks)))
     chosen = (torch.rand(len(batch.names), device=batch.target_present.device) < share_prompted) & batch.target_present
     index = chosen.nonzero().squeeze(1)
     valid = valid_mask(batch.letterboxes, batch.target_masks.device)[batch.target_image]
@@ -202,7 +207,7 @@ def promptable(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
         out = model.grounder.decode(features, batch.target_image[half], prompt)
         share = len(half) / max(int(batch.target_present.sum()), 1)
         terms = _mask_terms(terms, out, masks[half], valid[half], weights, share)
-    return terms
+    return Outcome(terms, grounding=watched)
 
 
 def _points(model: MedPLIB, masks: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -232,7 +237,7 @@ def _boxes(masks: torch.Tensor) -> torch.Tensor:
     return (boxes + (torch.rand_like(boxes) * 2 - 1) * 0.1 * extent).clamp(0, size)
 
 
-def contrastive(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms:
+def contrastive(model: MedPLIB, batch: Batch, weights: LossWeights) -> Outcome:
     """Stage 0 of the vision and language side: captions against images, and the text read with the image."""
     features = model.vision(batch.vision_pixels, batch.letterboxes)
     terms = _text_terms(model, batch, features)
@@ -241,12 +246,12 @@ def contrastive(model: MedPLIB, batch: Batch, weights: LossWeights) -> LossTerms
         ids = torch.zeros_like(batch.input_ids[:1])
         state = _text_states(model, ids, torch.ones_like(ids, dtype=torch.bool))
         one = model.contrast.image_text_loss(features[:1], state, torch.ones(1, 1, dtype=torch.bool, device=ids.device))
-        return replace(terms, contrastive=features.sum() * 0 + one * 0)
+        return Outcome(replace(terms, contrastive=features.sum() * 0 + one * 0))
     if len(rows) > 1 and weights.contrastive:
         ids, mask = captions
         duplicate = (ids[:, None] == ids[None]).all(dim=-1)
         terms = replace(terms, contrastive=model.contrast.image_text_loss(features[rows], _text_states(model, ids, mask), duplicate))
-    return terms
+    return Outcome(terms)
 
 
 def _captions(batch: Batch) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:

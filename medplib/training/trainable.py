@@ -9,6 +9,25 @@ from medplib.models.medplib import MedPLIB
 from medplib.training.parts import covers, part_of
 from medplib.training.stage import StageConfig
 
+_NEEDED = {
+    "conversation": ("language",),
+    "contrastive": ("vision", "language", "contrast"),
+    "dense": ("grounder", "names"),
+    "promptable": ("grounder",),
+}
+
+
+def check_objective(model: MedPLIB, stage: StageConfig) -> None:
+    """Refuse an objective that needs parts which the model does not have (InputError)."""
+    needed = _NEEDED[stage.objective]
+    if missing := [part for part in needed if getattr(model, part) is None]:
+        raise InputError(
+            where=f"stage '{stage.name}': objective {stage.objective}",
+            expected=f"a model with {', '.join(needed)}",
+            found=f"none of {', '.join(missing)}",
+            remedy="name another objective, or describe the parts under `model`",
+        )
+
 
 def choose_trained(model: MedPLIB, stage: StageConfig, *, seg_id: int) -> tuple[str, ...]:
     """Set requires_grad by part; returns the parts that train.

@@ -50,7 +50,6 @@ class ValidationScores:
                 self.add("seg_rate_other", float(predicted[row, start] == seg_id), 1)
         correct = (out.label_logits.argmax(dim=-1) == out.label_ids).float()
         self.add("token_accuracy", float(correct.mean()), len(correct))
-        self.add_masks(batch, out.grounding)
         self._add_router(batch, out, expert_names)
 
     def add_masks(self, batch: Batch, grounding: GroundingOutput | None) -> None:

@@ -60,10 +60,10 @@ def test_a_step_of_training_stays_on_its_device(trained: Trained, stage: str, ob
         torch.manual_seed(0)
         if elsewhere:
             with other_device() as device:
-                total = OBJECTIVES[objective](model.to(device), batch.to(device), EVERYTHING).total(EVERYTHING)
+                total = OBJECTIVES[objective](model.to(device), batch.to(device), EVERYTHING).terms.total(EVERYTHING)
                 total.backward()
         else:
-            total = OBJECTIVES[objective](model, batch, EVERYTHING).total(EVERYTHING)
+            total = OBJECTIVES[objective](model, batch, EVERYTHING).terms.total(EVERYTHING)
         losses[elsewhere] = float(total)
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
 

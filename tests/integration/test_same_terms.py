@@ -30,7 +30,7 @@ def batch_of(trained: Trained, module: StageModule, task: str, chosen: slice):
 @pytest.mark.parametrize("stage", ["dense0", "vision0", "grounder0", "grounding_expert", "moe"])
 def test_the_terms_of_a_step_do_not_depend_on_the_samples(trained: Trained, stage: str) -> None:
     module = module_of(trained, stage)
-    found = {}
+    found, moved = {}, {}
     for name, task, chosen in (
         ("masks", "grounding", slice(0, 4)),
         ("one mask", "grounding", slice(0, 1)),
@@ -40,9 +40,12 @@ def test_the_terms_of_a_step_do_not_depend_on_the_samples(trained: Trained, stag
         ("words", "vqa_closed", slice(0, 3)),
     ):
         torch.manual_seed(0)
-        terms = module.objective(module.model, batch_of(trained, module, task, chosen), module.stage.losses)
+        terms = module.objective(module.model, batch_of(trained, module, task, chosen), module.stage.losses).terms
         total = terms.total(module.stage.losses)
+        module.zero_grad(set_to_none=True)
         total.backward()
+        moved[name] = frozenset(n for n, p in module.model.named_parameters() if p.grad is not None)
         assert torch.isfinite(total), name
         found[name] = {term for term, _ in terms.items()}
     assert len({frozenset(terms) for terms in found.values()}) == 1, found
+    assert len(set(moved.values())) == 1, {name: max(moved.values(), key=len) - own for name, own in moved.items()}

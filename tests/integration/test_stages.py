@@ -217,6 +217,7 @@ def test_part_from_nowhere_is_refused(trained: Trained) -> None:
         (["--model.stage.init.base.stage", "moe"], "stage 'moe'"),
         (["--data.train", "[nowhere.json]"], "nowhere.json"),
         (["--model.stage.colour", "blue"], "colour"),
+        (["--model.stage.objective", "dense"], "a model with grounder, names, found none of grounder, names"),
         (["--model.stage.init.experts", '{"vl": {"path": "x", "stage": "y"}}'], "expert"),
     ],
 )

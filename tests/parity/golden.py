@@ -120,7 +120,7 @@ def loss_rows(folder: str, *, top_k: int = 1) -> Iterator[Row]:
     built.requires_grad_(True)
     for frozen in (built.vision, built.grounder.image_encoder, built.grounder.prompt_encoder):
         frozen.requires_grad_(False)
-    terms = conversation(built, case_.batch, weights)
+    terms = conversation(built, case_.batch, weights).terms
     terms.total(weights).backward()
     per_mask = expected["per_mask_official_geometry"]
     pairs = {"loss": (terms.total(weights), official["loss"]), "ce": (terms.lm, official["ce_loss"] / given["ce"])}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from math import ceil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from toy import write_toy
@@ -55,3 +57,18 @@ def test_a_file_that_is_gone_is_an_error(train: Path) -> None:
     train.unlink()
     with pytest.raises(InputError, match="No such file"):
         DataModule(train=(str(train),))
+
+
+@pytest.mark.parametrize(("records", "ranks", "batch"), [(5, 2, 2), (5, 2, 1), (4, 2, 2), (1, 2, 4), (7, 3, 2), (3, 4, 1), (8, 1, 3)])
+def test_ranks_validate_as_many_batches_and_every_record_once(train: Path, records: int, ranks: int, batch: int) -> None:
+    batches, counted = set(), []
+    for rank in range(ranks):
+        data = DataModule(train=(str(train),), val=(str(train),), val_limit=records, batch_size=batch)
+        assert len(data.val_records) == records
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=ranks)
+        data._loader = lambda held, sampler, drop_last: held  # what is read is tested elsewhere
+        held = data.val_dataloader().records
+        batches.add(ceil(len(held) / batch))
+        counted += [id(r) for number, r in enumerate(held) if not data.is_filling(number // batch)]
+    assert len(batches) == 1
+    assert sorted(counted) == sorted(id(r) for r in data.val_records)

@@ -56,7 +56,7 @@ def step(module: StageModule, batch: Batch) -> tuple[float, int]:
     torch.manual_seed(0)
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            total = module.objective(module.model, batch, module.stage.losses).total(module.stage.losses)
+            total = module.objective(module.model, batch, module.stage.losses).terms.total(module.stage.losses)
         total.backward()
     return counter.get_total_flops(), sum(kept.values())
 
