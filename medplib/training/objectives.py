@@ -246,7 +246,7 @@ def contrastive(model: MedPLIB, batch: Batch, weights: LossWeights) -> Outcome:
         ids = torch.zeros_like(batch.input_ids[:1])
         state = _text_states(model, ids, torch.ones_like(ids, dtype=torch.bool))
         one = model.contrast.image_text_loss(features[:1], state, torch.ones(1, 1, dtype=torch.bool, device=ids.device))
-        return Outcome(replace(terms, contrastive=features.sum() * 0 + one * 0))
+        return Outcome(replace(terms, contrastive=features.sum() * 0 + one * 0) if model.training else terms)
     if len(rows) > 1 and weights.contrastive:
         ids, mask = captions
         duplicate = (ids[:, None] == ids[None]).all(dim=-1)

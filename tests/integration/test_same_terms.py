@@ -49,3 +49,13 @@ def test_the_terms_of_a_step_do_not_depend_on_the_samples(trained: Trained, stag
         found[name] = {term for term, _ in terms.items()}
     assert len({frozenset(terms) for terms in found.values()}) == 1, found
     assert len(set(moved.values())) == 1, {name: max(moved.values(), key=len) - own for name, own in moved.items()}
+
+
+def test_what_only_keeps_ranks_together_does_not_count_in_validation(trained: Trained) -> None:
+    module = module_of(trained, "vision0").eval()
+    batch = batch_of(trained, module, "caption", slice(0, 1))
+    alone = module.objective(module.model, batch, module.stage.losses).terms
+    module.model.run_every_part()
+    together = module.objective(module.model, batch, module.stage.losses).terms
+    assert alone.contrastive is None
+    assert {name for name, _ in together.items()} == {name for name, _ in alone.items()}
