@@ -4,7 +4,7 @@ import medplib  # noqa: F401  (before anything that imports torchvision)
 
 # isort: split
 import torch
-from bench_parts import Row, dense_mlp, interleaved, median_ratio, mixture, run_backward, starting
+from bench_parts import MIXTURE_REPEATS, Row, dense_mlp, interleaved, median_ratio, mixture, run_backward, starting
 from bench_sizes import sizes
 from torch import nn
 
@@ -12,7 +12,7 @@ from medplib.training.lora import adapt
 from medplib.training.stage import LoraOptions
 
 
-def lora_rows(device: str, *, tokens: int | None = None, experts: tuple[int, ...] = (2, 8), repeats: int = 7) -> list[Row]:
+def lora_rows(device: str, *, tokens: int | None = None, experts: tuple[int, ...] = (2, 8), repeats: int = MIXTURE_REPEATS) -> list[Row]:
     """Forward and backward with frozen experts and trained adapters of rank 8 in all their matrices."""
     size, dense = sizes(device), adapted(dense_mlp(device))
     tokens = tokens or size.tokens

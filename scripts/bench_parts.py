@@ -20,6 +20,8 @@ from medplib.models.language import states_before
 from medplib.models.moe import MoEConfig, MoEMLP, Routing
 
 REPEATS = 5
+MIXTURE_REPEATS = 25
+"""A mixture moves more memory than a dense MLP, and neighbours on a machine share its memory: single turns are a tenth apart."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ def moe_rows(device: str) -> list[Row]:
         forced = _forced(layer, routing, x)
         assert torch.allclose(forced, next(iter(layer.experts.values()))(x)), "a forced expert is not its MLP"
         start = starting(routing, device)
-        seconds = interleaved({"mixture": run_backward(layer, x, start), "dense": run_backward(dense, x)}, device=device)
+        runs = {"mixture": run_backward(layer, x, start), "dense": run_backward(dense, x)}
+        seconds = interleaved(runs, device=device, repeats=MIXTURE_REPEATS)
         ratio, details = median_ratio(seconds, "mixture", "dense")
         name = f"mixture of {experts} over dense MLP, equal arithmetic{', 90 % to one' if skewed else ''}"
         rows.append(Row(f"a{experts}{'s' if skewed else ''}", name, ratio, "LlamaMLP", 1.0, target, stretch, True, details))
