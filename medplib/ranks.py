@@ -40,6 +40,21 @@ def gathered(mine: Sequence[T]) -> list[T]:
     return [item for part in found for item in part]
 
 
+def gathered_rows(mine: torch.Tensor) -> list[torch.Tensor]:
+    """Rows (n, ...) of every rank, in the order of the ranks, on each of them; n may differ, and every rank must call it."""
+    if world_size() == 1:
+        return [mine]
+    count = torch.tensor([len(mine)], device=mine.device)
+    counts = [torch.empty_like(count) for _ in range(world_size())]
+    distributed.all_gather(counts, count)
+    lengths = torch.cat(counts).tolist()
+    padded = mine.new_zeros(max(lengths), *mine.shape[1:])
+    padded[: len(mine)] = mine
+    parts = [torch.empty_like(padded) for _ in lengths]
+    distributed.all_gather(parts, padded)
+    return [part[:length] for part, length in zip(parts, lengths, strict=True)]
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """Inside, the processes that were launched together know each other; nothing for a process alone."""

@@ -57,18 +57,30 @@ class TokenRows(nn.Module):
     def __init__(self, ids: tuple[int, ...], embeddings: nn.Embedding, head: nn.Linear) -> None:
         super().__init__()
         self.ids = ids
-        self.embedding, self.head = (nn.Parameter(table.weight.detach()[list(ids)].clone()) for table in (embeddings, head))
+        self.embedding, self.head = _EmbeddingRows(ids, embeddings.weight), _HeadRows(ids, head.weight)
 
+
+class _RowsOf(nn.Module):
+    """Rows of one table, in a module of their own, which is called: weights that are split among ranks are whole inside a call only."""
+
+    def __init__(self, ids: tuple[int, ...], table: torch.Tensor) -> None:
+        super().__init__()
+        self.ids, self.weight = ids, nn.Parameter(table.detach()[list(ids)].clone())
+
+
+class _EmbeddingRows(_RowsOf):
     def forward(self, embeds: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings (..., L, D) of ids (..., L) with those of the tokens put in their places."""
-        for row, token in zip(self.embedding.to(embeds.dtype), self.ids, strict=True):
+        for row, token in zip(self.weight.to(embeds.dtype), self.ids, strict=True):
             embeds = torch.where((ids == token).unsqueeze(-1), row, embeds)
         return embeds
 
-    def logits(self, logits: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+
+class _HeadRows(_RowsOf):
+    def forward(self, logits: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """Logits (..., V) of states (..., D) with those of the tokens put in their places."""
         columns = torch.tensor(self.ids, device=logits.device)
-        return logits.index_copy(-1, columns, nn.functional.linear(states, self.head.to(states.dtype)).to(logits.dtype))
+        return logits.index_copy(-1, columns, nn.functional.linear(states, self.weight.to(states.dtype)).to(logits.dtype))
 
 
 class LanguageModel(nn.Module):
@@ -141,7 +153,7 @@ class LanguageModel(nn.Module):
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (..., L) -> (..., L, D); negative placeholders give row 0, to be overwritten."""
         embeds = self.embeddings(ids.clamp(min=0))
-        return embeds if self.rows is None else self.rows(embeds, ids)
+        return embeds if self.rows is None else self.rows.embedding(embeds, ids)
 
     def hidden(
         self,
@@ -180,7 +192,7 @@ class LanguageModel(nn.Module):
         """States (..., D) -> logits (..., V) in float32."""
         rows = lengthened(states) if states.dim() == 2 else states  # those of labels: another number in every step
         logits = self.head(rows)
-        return (logits if self.rows is None else self.rows.logits(logits, rows))[: len(states)].float()
+        return (logits if self.rows is None else self.rows.head(logits, rows))[: len(states)].float()
 
 
 def _like_input(_: nn.Module, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:

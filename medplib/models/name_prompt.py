@@ -29,5 +29,5 @@ class NamePromptEncoder(nn.Module):
         known = name_ids >= 0
         words = self.words(name_ids.clamp(min=0)) * known[..., None]
         # The root keeps the variance of the sum equal to that of one word, whatever the number of words.
-        name = words.sum(dim=1) / known.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
+        name = words.sum(dim=1) / known.sum(dim=1, keepdim=True).clamp(min=1).sqrt().to(words.dtype)
         return self.norm(name + self.mlp(name))

@@ -101,7 +101,7 @@ def _with_rows(state: dict[str, torch.Tensor], rows: tuple[int, ...]) -> dict[st
     whole = {name: tensor for name, tensor in state.items() if not name.startswith("language.rows.")}
     for table, kind in zip(TOKEN_TABLES, ("embedding", "head"), strict=True) if rows else ():
         whole[table] = whole[table].clone()
-        whole[table][list(rows)] = state[f"language.rows.{kind}"].to(whole[table])
+        whole[table][list(rows)] = state[f"language.rows.{kind}.weight"].to(whole[table])
     return whole
 
 

@@ -23,6 +23,7 @@ from medplib.training.losses import LossTerms
 from medplib.training.objectives import OBJECTIVES
 from medplib.training.optim import build_optimizer, rate_factor
 from medplib.training.previews import mask_previews
+from medplib.training.ranks import over_all_ranks
 from medplib.training.stage import StageConfig
 from medplib.training.trainable import cast_frozen, check_objective, choose_trained
 from medplib.training.validation import ValidationScores
@@ -129,7 +130,8 @@ class StageModule(L.LightningModule):
         return total
 
     def _terms(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:
-        terms = self.objective(self.model, batch, self.stage.losses).terms
+        seen = self.objective(self.model, batch, self.stage.losses)
+        terms = over_all_ranks(seen.terms, seen.counts)
         return terms, terms.total(self.stage.losses)
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -143,7 +145,7 @@ class StageModule(L.LightningModule):
 
     def _validate(self, batch: Batch, scores: ValidationScores) -> None:
         seen = self.objective(self.model, batch, self.stage.losses)
-        scores.add_terms(seen.terms, batch)
+        scores.add_terms(seen, batch)
         scores.add_masks(batch, seen.grounding)
         if seen.output is not None:
             seg_id = self.tokenizer.convert_tokens_to_ids(SEG)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import distributed
 
-from medplib.ranks import summed, world_size
+from medplib.ranks import gathered_rows, rank, summed, world_size
 from medplib.tokens import IGNORE_LABEL
 from medplib.training.losses import LossTerms
 from medplib.types import Batch
@@ -24,23 +24,27 @@ def diverge() -> None:
 
 
 TERMS = ("lm", "answer", "decision", "mask_bce", "mask_dice", "mask_focal", "mask_iou", "presence", "distill", "router", "router_z")
-"""Loss terms that are means over items; the others are averaged over ranks as they are (`router_task` is shared out before)."""
+"""Loss terms that are means over items. `router_task` is shared out and `contrastive` computed over all ranks before."""
 
 
-def count_items(batch: Batch, decided: int, prompt_size: torch.Tensor) -> torch.Tensor:
-    """How many items stand behind each of TERMS, (len(TERMS),): answer tokens, answers, decided targets, present targets, all targets,
+def count_items(
+    batch: Batch, *, tokens: torch.Tensor | None = None, decided: int = 0, prompt_size: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How many items stand behind each of TERMS, (len(TERMS),): tokens of text, answers, decided targets, present targets, all targets,
     `prompt_size`, routed tokens.
 
     Args:
-        batch: of conversations.
+        batch: what the terms are of.
+        tokens: whose loss `lm` is; None = those of answers.
         decided: targets whose deciding token is supervised.
         prompt_size: what the error of the prompts is divided by.
     """
     target = batch.labels[:, 1:] != IGNORE_LABEL
     rows = target.nonzero()[:, 0]
     answers = torch.unique(torch.stack([rows, batch.segments[:, 1:][target]]), dim=1).shape[1]
-    present = batch.target_present.sum()
-    counts = (target.sum(), answers, decided, *[present] * 4, len(batch.names), prompt_size, *[batch.attention_mask.sum()] * 2)
+    present, read = batch.target_present.sum(), target.sum() if tokens is None else tokens
+    prompts = 0 if prompt_size is None else prompt_size
+    counts = (read, answers, decided, *[present] * 4, len(batch.names), prompts, *[batch.attention_mask.sum()] * 2)
     return torch.stack([torch.as_tensor(count, dtype=torch.float32, device=target.device) for count in counts])
 
 
@@ -67,3 +71,16 @@ def balanced_over_ranks(sums_E: torch.Tensor, counts_E: torch.Tensor, *, togethe
         everyone_E = summed(everyone_E)
     kinds = (everyone_E > 0).sum().clamp(min=1)
     return (sums_E / everyone_E.clamp(min=1)).sum() / kinds * ranks
+
+
+def of_all_ranks(own: torch.Tensor) -> list[torch.Tensor]:
+    """Rows (n, ...) of every rank, in the order of the ranks; those of this one carry its gradient times the number of ranks.
+
+    A loss of all rows, which every rank computes, then gives after averaging over ranks the gradient that one process with all rows has,
+    and no gradient travels: each rank has the derivatives by its own rows.
+    """
+    parts = gathered_rows(own.detach())
+    if own.requires_grad:
+        parts[rank()] = own.view_as(own)
+        parts[rank()].register_hook(lambda gradient: gradient * len(parts))
+    return parts

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric.utilities.seed import reset_seed
@@ -25,6 +25,7 @@ from medplib.training.neighbours import DividedWork, NoSharedMemoryError, Shared
 from medplib.training.sharded import ShardedStrategy, gathered
 
 log = logging.getLogger("medplib.training")
+T = TypeVar("T")
 
 
 class SameWeightsStrategy(DDPStrategy):
@@ -117,6 +118,9 @@ class _WholeBatches(DeepSpeedPrecision):
 class ZeroStrategy(DeepSpeedStrategy):
     """ZeRO 1, 2 or 3: optimiser states, then gradients, then weights are split among ranks.
 
+    With `bf16-mixed` the weights that are computed with are bfloat16, those that are optimised float32, and a step runs under autocast,
+    because not everything in it is of one type; buffers stay as they are.
+
     Args:
         stage: 1, 2 or 3.
         offload_optimizer: keep optimiser states in the memory of the host.
@@ -170,7 +174,10 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @override
     def setup(self, trainer: Trainer) -> None:
-        self.precision_plugin = _WholeBatches(self.precision_plugin.precision)
+        precision = self.precision_plugin.precision
+        if precision not in ("bf16-mixed", "32-true"):
+            raise InputError(where="trainer.precision", expected="bf16-mixed or 32-true under ZeRO", found=precision)
+        self.precision_plugin = _WholeBatches(precision)
         super().setup(trainer)
 
     @override
@@ -183,7 +190,22 @@ class ZeroStrategy(DeepSpeedStrategy):
             )  # fmt: skip
         self.config["gradient_clipping"] = stage.optim.grad_clip
         self.config["zero_force_ds_cpu_optimizer"] = False  # offloaded states are updated by our own optimiser
+        model = self.lightning_module.model
+        buffers = dict(model.named_buffers())
         super().init_deepspeed()
+        if self.precision_plugin.precision == "bf16-mixed":
+            model.within = _under_autocast(model.within, self.root_device)  # DeepSpeed turns off what is around it
+            for name, buffer in buffers.items():  # it has made them bfloat16: positions and means of pixels need more
+                owner, _, last = name.rpartition(".")
+                setattr(model.get_submodule(owner), last, buffer.to(self.root_device))
+
+
+def _under_autocast(within: Callable[[Callable[[], T]], T], device: torch.device) -> Callable[[Callable[[], T]], T]:
+    def call_within(call: Callable[[], T]) -> T:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            return within(call)
+
+    return call_within
 
 
 class WholeWeights(Callback):

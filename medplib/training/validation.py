@@ -9,8 +9,8 @@ import torch
 from medplib.models.grounding import valid_mask
 from medplib.ranks import gathered, world_size
 from medplib.tokens import IGNORE_LABEL
-from medplib.training.losses import LossTerms
-from medplib.training.ranks import TERMS, count_items
+from medplib.training.ranks import TERMS
+from medplib.training.terms import Outcome
 from medplib.types import Batch, GroundingOutput, ModelOutput
 
 STARVED = 0.01
@@ -29,10 +29,10 @@ class ValidationScores:
             self._sum[name] += mean * count
             self._count[name] += count
 
-    def add_terms(self, terms: LossTerms, batch: Batch) -> None:
+    def add_terms(self, seen: Outcome, batch: Batch) -> None:
         """Add the loss terms of a batch, each weighted by the items that it is the mean of (samples where it is no plain mean)."""
-        counts = dict(zip(TERMS, count_items(batch, len(batch.names), torch.tensor(len(batch.names))).tolist(), strict=True))
-        for name, value in terms.items():
+        counts = dict(zip(TERMS, seen.counts.tolist(), strict=True))
+        for name, value in seen.terms.items():
             self.add(name, float(value), counts.get(name, len(batch.input_ids)))
 
     def add_output(self, batch: Batch, out: ModelOutput, *, seg_id: int, expert_names: tuple[str, ...]) -> None:

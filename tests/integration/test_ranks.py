@@ -1,4 +1,6 @@
-"""Two ranks give the losses and weights of one, whatever the strategy: the mixture stage, uneven batches, batches without masks."""
+"""Two ranks give the losses and weights of one, whatever the strategy: the mixture stage and those of stage 0, uneven batches, batches
+without masks or captions.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +33,29 @@ class Run:
     val: dict[str, float]
 
 
-def run(trained: Trained, out: Path, *more: str) -> Run:
-    """Train stage IV in processes of its own."""
-    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args.save_dir": str(out), "init_args.name": "logs"}
-    command = [sys.executable, "-m", "medplib.fit", "--config", str(trained.configs / "moe.yaml"), "--trainer.max_steps", str(STEPS)]
-    for key, value in logger.items():
-        command += [f"--trainer.logger.{key}", value]
-    command += ["--model.stage.optim.muon", "[]", "--model.stage.output", str(out / "weights"), *more]
+def run(trained: Trained, out: Path, *more: str, stage: str = "moe") -> Run:
+    """Train a stage in processes of its own."""
+    return run_stages(trained, out, *more, stages=(stage,))[stage]
+
+
+def run_stages(trained: Trained, out: Path, *more: str, stages: tuple[str, ...]) -> dict[str, Run]:
+    """Train stages, one after the other in the same processes, each from what the toy stages before it made; a single one right in OUT."""
+    words, folders = [], {stage: out if len(stages) == 1 else out / stage for stage in stages}
+    for stage, folder in folders.items():
+        logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args.save_dir": str(folder), "init_args.name": "logs"}
+        words += ["--then", "--config", str(trained.configs / f"{stage}.yaml"), "--trainer.max_steps", str(STEPS)]
+        words += [word for key, value in logger.items() for word in (f"--trainer.logger.{key}", value)]
+        words += ["--model.stage.optim.muon", "[]", "--model.stage.output", str(folder / "weights"), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "medplib.fit", *words[1:]]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
-    rows = list(csv.DictReader((out / "logs" / "version_0" / "metrics.csv").open()))
-    last = [row for row in rows if row["val/lm"]][-1]
+    return {stage: _found(folder) for stage, folder in folders.items()}
+
+
+def _found(folder: Path) -> Run:
+    rows = list(csv.DictReader((folder / "logs" / "version_0" / "metrics.csv").open()))
+    last = [row for row in rows if any(value for name, value in row.items() if name.startswith("val/"))][-1]
     val = {name: float(value) for name, value in last.items() if name.startswith("val/") and value}
     return Run([float(row["train/loss"]) for row in rows if row["train/loss"]], val)
 
@@ -79,6 +92,61 @@ def test_two_ranks_are_one(trained: Trained, alone, tmp_path: Path, strategy: st
     assert found.keys() == alone[1].keys()
     for name, tensor in alone[1].items():  # Adam divides gradients near zero by their own size, so single values may part earlier
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
+
+
+STAGE_0 = ("dense0", "vision0")
+ONE_QUESTION = ("--data.batch_size", "4", "--data.draw.conversations", "1")
+"""About an image, so that some ranks have no caption in their part of a batch."""
+
+
+@pytest.fixture(scope="module")
+def stage_0(trained: Trained, tmp_path_factory) -> tuple[dict[str, Run], Path]:
+    out = tmp_path_factory.mktemp("stage_0")
+    return run_stages(trained, out, *ONE_QUESTION, stages=STAGE_0), out
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero3"])
+def test_two_ranks_are_one_in_stage_0(trained: Trained, stage_0: tuple[dict[str, Run], Path], tmp_path: Path, strategy: str) -> None:
+    """Masks of which one rank has more than the other; captions against the images of both ranks."""
+    if strategy.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    more = ("--config", str(PARTS / f"strategy_{strategy}.yaml"), "--trainer.precision", "32-true", "--ranks", "2")
+    both = run_stages(trained, tmp_path, *more, *ONE_QUESTION, "--data.shared_batch", "true", stages=STAGE_0)
+    for stage, alone in stage_0[0].items():
+        assert both[stage].losses == pytest.approx(alone.losses, rel=1e-5, abs=1e-5)
+        assert both[stage].val == pytest.approx(alone.val, rel=1e-4, abs=1e-5)
+        found, wanted = (load_checkpoint(folder / stage / "weights").tensors() for folder in (tmp_path, stage_0[1]))
+        assert found.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
+
+
+TRAINED = ("dense0", "vision0", "vl_expert", "grounding_expert", "moe")
+"""Without `grounder0`, which shows points in some steps only: ZeRO refuses that, see below."""
+
+
+@pytest.fixture(scope="module")
+def in_float32(trained: Trained, tmp_path_factory) -> dict[str, Run]:
+    return run_stages(trained, tmp_path_factory.mktemp("float32"), stages=TRAINED)
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp"])
+def test_every_stage_trains_in_bfloat16(trained: Trained, in_float32: dict[str, Run], tmp_path: Path, strategy: str) -> None:
+    """As the configurations at full size are started: parts, buffers and inputs of several types, losses close to those in float32."""
+    if strategy.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    config = PARTS / f"strategy_{strategy}.yaml"
+    found = run_stages(trained, tmp_path, "--trainer.precision", "bf16-mixed", "--config", str(config), "--ranks", "1", stages=TRAINED)
+    for stage, run_ in in_float32.items():
+        assert found[stage].losses == pytest.approx(run_.losses, rel=0.02), stage
+        assert found[stage].val.keys() == run_.val.keys()
+
+
+def test_other_types_are_refused_under_zero(trained: Trained, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    more = ("--config", str(PARTS / "strategy_zero2.yaml"), "--trainer.precision", "bf16-true")
+    with pytest.raises(AssertionError, match=r"error: trainer\.precision: expected bf16-mixed or 32-true under ZeRO, found bf16-true"):
+        run(trained, tmp_path, *more)
 
 
 def test_shared_memory_and_sockets_give_the_same_bits(trained: Trained, tmp_path: Path) -> None:

@@ -29,20 +29,20 @@ def test_gradients_are_those_of_the_rows():
     for model in (plain, apart):
         hidden = model.embed(IDS)
         (model.logits(hidden) * weights).sum().backward()
-    torch.testing.assert_close(apart.rows.embedding.grad[0], plain.embeddings.weight.grad[5])
-    torch.testing.assert_close(apart.rows.head.grad[0], plain.head.weight.grad[5])
+    torch.testing.assert_close(apart.rows.embedding.weight.grad[0], plain.embeddings.weight.grad[5])
+    torch.testing.assert_close(apart.rows.head.weight.grad[0], plain.head.weight.grad[5])
 
 
 def test_they_are_folded_into_the_tables():
     model = language()
     model.train_rows((5,))
     with torch.no_grad():
-        model.rows.embedding.add_(1)
-        model.rows.head.sub_(1)
+        model.rows.embedding.weight.add_(1)
+        model.rows.head.weight.sub_(1)
     state = {f"language.{name}": tensor for name, tensor in model.state_dict().items()}
     plain = {name: tensor.read() for name, tensor in merged(state, None, rows=(5,)).items()}
     assert not any("rows" in name for name in plain)
-    for table, rows in zip(TOKEN_TABLES, (model.rows.embedding, model.rows.head), strict=True):
+    for table, rows in zip(TOKEN_TABLES, (model.rows.embedding.weight, model.rows.head.weight), strict=True):
         assert torch.equal(plain[table][5], rows[0])
         kept = [0, 1, 2, 3, 4, 6, 7, 8]
         assert torch.equal(plain[table][kept], state[table][kept])

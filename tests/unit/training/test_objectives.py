@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from medplib.training.objectives import _per_answer
+from medplib.training.terms import per_answer
 
 
 def test_per_answer_weighs_conversations_not_tokens():
@@ -14,7 +14,7 @@ def test_per_answer_weighs_conversations_not_tokens():
     losses = torch.rand(int(target.sum()), requires_grad=True)
     dense = torch.zeros(target.shape).masked_scatter(target, losses.detach())
     means = [dense[row][target[row] & (segments[row] == k)].mean() for row in range(2) for k in (1, 2)]
-    result = _per_answer(losses, target, segments)
+    result = per_answer(losses, target, segments)
     torch.testing.assert_close(result.detach(), torch.stack(means).mean())
     result.backward()
     # Three tokens, one token, one token, four tokens; four answers.
