@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -194,18 +195,15 @@ class ZeroStrategy(DeepSpeedStrategy):
         buffers = dict(model.named_buffers())
         super().init_deepspeed()
         if self.precision_plugin.precision == "bf16-mixed":
-            model.within = _under_autocast(model.within, self.root_device)  # DeepSpeed turns off what is around it
+            model.within = partial(_under_autocast, model.within, self.root_device)  # DeepSpeed turns off what is around it
             for name, buffer in buffers.items():  # it has made them bfloat16: positions and means of pixels need more
                 owner, _, last = name.rpartition(".")
                 setattr(model.get_submodule(owner), last, buffer.to(self.root_device))
 
 
-def _under_autocast(within: Callable[[Callable[[], T]], T], device: torch.device) -> Callable[[Callable[[], T]], T]:
-    def call_within(call: Callable[[], T]) -> T:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            return within(call)
-
-    return call_within
+def _under_autocast(within: Callable[[Callable[[], T]], T], device: torch.device, call: Callable[[], T]) -> T:
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        return within(call)
 
 
 class WholeWeights(Callback):
