@@ -121,22 +121,22 @@ def test_two_ranks_are_one_in_stage_0(trained: Trained, stage_0: tuple[dict[str,
             torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-3, msg=name)
 
 
-TRAINED = ("dense0", "vision0", "vl_expert", "grounding_expert", "moe")
-"""Without `grounder0`, which shows points in some steps only: ZeRO refuses that, see below."""
+IN_BFLOAT16 = ("dense0", "grounding_expert", "moe")
+"""Which have between them all parts that train."""
 
 
 @pytest.fixture(scope="module")
 def in_float32(trained: Trained, tmp_path_factory) -> dict[str, Run]:
-    return run_stages(trained, tmp_path_factory.mktemp("float32"), stages=TRAINED)
+    return run_stages(trained, tmp_path_factory.mktemp("float32"), stages=IN_BFLOAT16)
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp"])
-def test_every_stage_trains_in_bfloat16(trained: Trained, in_float32: dict[str, Run], tmp_path: Path, strategy: str) -> None:
+def test_stages_train_in_bfloat16(trained: Trained, in_float32: dict[str, Run], tmp_path: Path, strategy: str) -> None:
     """As the configurations at full size are started: parts, buffers and inputs of several types, losses close to those in float32."""
     if strategy.startswith("zero"):
         pytest.importorskip("deepspeed")
     config = PARTS / f"strategy_{strategy}.yaml"
-    found = run_stages(trained, tmp_path, "--trainer.precision", "bf16-mixed", "--config", str(config), "--ranks", "1", stages=TRAINED)
+    found = run_stages(trained, tmp_path, "--trainer.precision", "bf16-mixed", "--config", str(config), "--ranks", "1", stages=IN_BFLOAT16)
     for stage, run_ in in_float32.items():
         assert found[stage].losses == pytest.approx(run_.losses, rel=0.02), stage
         assert found[stage].val.keys() == run_.val.keys()
