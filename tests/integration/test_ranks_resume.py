@@ -76,6 +76,21 @@ def test_two_ranks_one_two(trained: Trained, alone, tmp_path: Path, strategies: 
             torch.testing.assert_close(tensor, alone[1][name], rtol=1e-4, atol=1e-7, msg=name)
 
 
+def test_bfloat16_goes_on_with_the_same_bits(trained: Trained, tmp_path: Path) -> None:
+    """Weights in pieces: those that are computed with are made of those that are optimised, not kept."""
+    pytest.importorskip("deepspeed")
+    more = (*FOUR, "--trainer.precision", "bf16-mixed", "--trainer.devices", "1")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for out, stops in ((whole, (5,)), (parts, (2, 5))):
+        out.mkdir()
+        for stop in stops:
+            stopped(leg(trained, out, *more, stop=stop, strategy="zero3"))
+    assert losses(parts) == losses(whole)
+    found, wanted = point(parts), point(whole)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
 def test_batches_must_stay_as_large(trained: Trained, tmp_path: Path) -> None:
     stopped(leg(trained, tmp_path, *FOUR, stop=1))
     done = leg(trained, tmp_path, "--data.batch_size", "2", stop=7)
