@@ -122,7 +122,7 @@ def test_two_ranks_are_one_in_stage_0(trained: Trained, stage_0: tuple[dict[str,
 
 
 IN_BFLOAT16 = ("dense0", "grounding_expert", "moe")
-"""Which have between them all parts that train."""
+"""Those with masks, in whose parts tensors of several types meet."""
 
 
 @pytest.fixture(scope="module")
