@@ -47,7 +47,7 @@ def run_stages(trained: Trained, out: Path, *more: str, stages: tuple[str, ...])
         words += [word for key, value in logger.items() for word in (f"--trainer.logger.{key}", value)]
         words += ["--model.stage.optim.muon", "[]", "--model.stage.output", str(folder / "weights"), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "medplib.fit", *words[1:]]
+    command = [sys.executable, str(Path(__file__).parents[1] / "smooth.py"), *words[1:]]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return {stage: _found(folder) for stage, folder in folders.items()}

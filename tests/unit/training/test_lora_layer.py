@@ -56,3 +56,35 @@ def test_weights_of_two_types_work_without_autocast() -> None:
     out = ours(torch.ones(2, 24, dtype=torch.bfloat16))
     assert out.dtype == torch.bfloat16
     assert torch.allclose(out.float(), exact, rtol=0.05, atol=0.1)
+
+
+@pytest.mark.parametrize("needed", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_types_meet_under_autocast(needed: bool, dropout: float) -> None:
+    ours, peer = _pair(dropout=dropout, bias=True)
+    for layer in (ours, peer):
+        layer.proj.base_layer.to(torch.bfloat16)
+    results = []
+    for layer in (ours, peer):
+        torch.manual_seed(1)
+        x = torch.randn(7, 24, requires_grad=needed)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = layer.train()(x)
+        given = [*([x] if needed else []), *(p for p in layer.parameters() if p.requires_grad)]
+        results.append([out, *torch.autograd.grad(out.sum(), given)])
+    for mine, theirs in zip(*results, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert torch.allclose(mine, theirs, rtol=0.05, atol=0.2)
+
+
+def test_compiled_is_the_same() -> None:
+    ours, _ = _pair(dropout=0.0, bias=False)
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    x = torch.randn(7, 24)
+    assert torch.allclose(torch.compile(ours, backend=backend, fullgraph=True)(x), ours(x), rtol=1e-5, atol=1e-5)
+    assert len(graphs) == 1
