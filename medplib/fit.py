@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from medplib.data.cache import FileCache
 
 log = logging.getLogger("medplib.fit")
+LOGS = "logs"
+"""Where the curves of all stages are, below the logger's `save_dir`."""
 
 
 def _quieten() -> None:
@@ -72,7 +74,7 @@ def _cli(arguments: list[str] | None):
                 {
                     "trainer.logger": {
                         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                        "init_args": {"save_dir": "runs", "name": "logs"},
+                        "init_args": {"save_dir": "runs", "name": LOGS},
                     },
                     "trainer.use_distributed_sampler": False,
                     "trainer.num_sanity_val_steps": 0,
@@ -89,6 +91,7 @@ def _cli(arguments: list[str] | None):
             if own_place() is not None and _accelerated(self.config.trainer):
                 self.config.trainer.devices = [own_place()]
             self.fingerprint = _fingerprint(self.config)
+            _give_folder(self.config.trainer.logger, Path(self.config.model.stage.output).resolve())
             self.done = self.config.if_finished == "skip" and _up_to_date(self.config, self.fingerprint)
             if not self.done:
                 super().instantiate_classes()
@@ -108,6 +111,14 @@ def _cli(arguments: list[str] | None):
         raise InputError(
             where="configuration", expected="known keys and valid values (python -m medplib.fit --help)", found=" ".join(lines)
         ) from None
+
+
+def _give_folder(logger, output: Path) -> None:
+    """Curves are named like the stage's output, `runs/logs/demo/stage4_moe/version_0`: stages that train beside each other, and count the
+    versions there at once, must not choose the same.
+    """
+    if getattr(logger, "class_path", "").endswith("TensorBoardLogger") and logger.init_args.name == LOGS:
+        logger.init_args.name = str(Path(LOGS, output.parent.name, output.name))
 
 
 def _native_precision(trainer) -> str:

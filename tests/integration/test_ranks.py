@@ -142,10 +142,11 @@ def test_stages_train_in_bfloat16(trained: Trained, in_float32: dict[str, Run], 
         assert found[stage].val.keys() == run_.val.keys()
 
 
-def test_other_types_are_refused_under_zero(trained: Trained, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bf16-true", "16-mixed"])
+def test_other_types_are_refused_under_zero(trained: Trained, tmp_path: Path, precision: str) -> None:
     pytest.importorskip("deepspeed")
-    more = ("--config", str(PARTS / "strategy_zero2.yaml"), "--trainer.precision", "bf16-true")
-    with pytest.raises(AssertionError, match=r"error: trainer\.precision: expected bf16-mixed or 32-true under ZeRO, found bf16-true"):
+    more = ("--config", str(PARTS / "strategy_zero2.yaml"), "--trainer.precision", precision)
+    with pytest.raises(AssertionError, match=rf"error: trainer\.precision: expected bf16-mixed or 32-true under ZeRO, found {precision}"):
         run(trained, tmp_path, *more)
 
 

@@ -117,8 +117,12 @@ def test_lineage_names_every_ancestor(trained: Trained) -> None:
 
 
 def test_tensorboard_shows_terms_rates_router_and_masks(trained: Trained) -> None:
-    """Of the last stage: every loss term, learning rates by group, <SEG> rates, router shares by task, and pictures of masks."""
-    events = EventAccumulator(str(trained.checkpoints / "logs" / "version_6"))
+    """Of the last stage: every loss term, learning rates by group, <SEG> rates, router shares by task, and pictures of masks; every stage
+    has a folder of its own.
+    """
+    stages = trained.checkpoints / "logs" / trained.checkpoints.name
+    assert {folder.name for folder in stages.iterdir()} == {folder.name for folder in trained.checkpoints.iterdir()} - {"logs"}
+    events = EventAccumulator(str(stages / "moe" / "version_0"))
     events.Reload()
     scalars = set(events.Tags()["scalars"])
     expected = {"train/lm", "train/decision", "train/mask_dice", "train/router", "train/loss", "lr/all_else", "val/seg_rate_present"}
