@@ -13,6 +13,7 @@ from torch import nn
 from medplib.errors import InputError
 from medplib.models.language import TOKEN_TABLES
 from medplib.models.medplib import MedPLIB
+from medplib.models.precision import autocast_dtype
 from medplib.tensorfiles import StoredTensor
 from medplib.training.stage import LoraOptions
 
@@ -36,9 +37,7 @@ class AdaptedLinear(PeftLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out); layers are called, not their weights read, so that weights split among ranks are whole when used."""
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.base_layer.weight.dtype
-        x_TI = x.reshape(-1, x.shape[-1]).to(dtype)
+        x_TI = x.reshape(-1, x.shape[-1]).to(autocast_dtype(x.device) or self.base_layer.weight.dtype)
         dropout = self.lora_dropout[ADAPTER]
         same_TI, rows_Tr = self.lora_A[ADAPTER](dropout(x_TI))
         base_TO = self.base_layer(same_TI if isinstance(dropout, nn.Identity) else x_TI)
