@@ -37,10 +37,12 @@ def overlap(prediction_HW: np.ndarray, target_HW: np.ndarray) -> Overlap:
         raise InputError(
             where="mask overlap", expected=f"a prediction of the target's shape {target_HW.shape}", found=str(prediction_HW.shape)
         )
-    prediction, target = (np.ascontiguousarray(_as_bool(mask)).view(np.uint8) for mask in (prediction_HW, target_HW))
-    pred_pixels, target_pixels = cv2.countNonZero(prediction), cv2.countNonZero(target)  # a quarter faster than NumPy's
-    both = cv2.countNonZero(prediction & target) if pred_pixels and target_pixels else 0
-    return Overlap(both, pred_pixels + target_pixels - both, pred_pixels, target_pixels)
+    prediction = np.ascontiguousarray(_as_bool(prediction_HW)).view(np.uint8)
+    target = np.ascontiguousarray(_as_bool(target_HW)).view(np.uint8)
+    # Sums of differences of zeros and ones are counts, exact in float64, and the fastest that OpenCV and NumPy have
+    pred_pixels, target_pixels = int(cv2.norm(prediction, cv2.NORM_L1)), int(cv2.norm(target, cv2.NORM_L1))
+    total, one_only = pred_pixels + target_pixels, int(cv2.norm(prediction, target, cv2.NORM_L1))
+    return Overlap((total - one_only) // 2, (total + one_only) // 2, pred_pixels, target_pixels)
 
 
 def iou(counts: Overlap, *, empty: float) -> float:
