@@ -11,7 +11,7 @@ from torch import nn
 from medplib.errors import InputError
 from medplib.models import attention
 from medplib.models.moe import MoEConfig, MoEMLP, Routing, install_experts
-from medplib.models.precision import autocast_dtype, lengthened
+from medplib.models.precision import lengthened
 from medplib.models.pretrained import load_pretrained
 
 TOKEN_TABLES = ("language.model.model.embed_tokens.weight", "language.model.lm_head.weight")
@@ -177,8 +177,9 @@ class LanguageModel(nn.Module):
                 time.
         """
         self.routing.start(token_mask if self.expert_names else None)
-        # Layers hand on the type that they compute in. Embeddings that train are float32: every product would cast again.
-        embeds = embeds.to(autocast_dtype(embeds.device) or embeds.dtype)
+        if torch.amp.is_autocast_available(embeds.device.type) and torch.is_autocast_enabled(embeds.device.type):
+            # Layers hand on the type that they compute in. Embeddings that train are float32: every product would cast again.
+            embeds = embeds.to(torch.get_autocast_dtype(embeds.device.type))
         if self.model.config._attn_implementation == "eager":
             mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=embeds.device).masked_fill(~mask, torch.finfo(embeds.dtype).min)
         plain = {"unmasked": unmasked} if self.model.config._attn_implementation == attention.NAME else {}

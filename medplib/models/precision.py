@@ -26,12 +26,6 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """What autocast computes products in on `device` at this moment; None where it is off or unknown."""
-    known = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-    return torch.get_autocast_dtype(device.type) if known else None
-
-
 def common_length(count: int) -> int:
     """The next of sixteen lengths in every octave: at most a sixteenth more than `count`, and only few different ones."""
     step = max(8, 1 << max(0, count.bit_length() - 5))

@@ -13,46 +13,11 @@ from torch import nn
 from medplib.errors import InputError
 from medplib.models.language import TOKEN_TABLES
 from medplib.models.medplib import MedPLIB
-from medplib.models.precision import autocast_dtype
 from medplib.tensorfiles import StoredTensor
 from medplib.training.stage import LoraOptions
 
 ADAPTER = "default"
 _ADAPTER = re.compile(r"\.lora_[AB]\.")
-
-
-class AdaptedLinear(PeftLinear):
-    """peft's linear layer with an adapter: the same weights under the same names, and fewer passes over large tensors.
-
-    peft casts the input to the adapter's float32, multiplies what the adapter adds by its scale, then adds it: each a pass over rows of
-    full width, and a backward pass keeps several of them. Here the scale is applied to rows of width r, and sums are part of products.
-    """
-
-    def __init__(self, base_layer: nn.Linear, adapter_name: str, **options) -> None:
-        super().__init__(base_layer, adapter_name, **options)
-        for layers, kind in ((self.lora_A, Narrowed), (self.lora_B, AddedTo)):
-            plain = layers[adapter_name]
-            layers[adapter_name] = kind(plain.in_features, plain.out_features, bias=False, device="meta")
-            layers[adapter_name].weight = plain.weight
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) -> (..., out); layers are called, not their weights read, so that weights split among ranks are whole when used."""
-        x_TI = x.reshape(-1, x.shape[-1]).to(autocast_dtype(x.device) or self.base_layer.weight.dtype)
-        dropout = self.lora_dropout[ADAPTER]
-        same_TI, rows_Tr = self.lora_A[ADAPTER](dropout(x_TI))
-        base_TO = self.base_layer(same_TI if isinstance(dropout, nn.Identity) else x_TI)
-        return self.lora_B[ADAPTER](rows_Tr * self.scaling[ADAPTER], base_TO).view(*x.shape[:-1], base_TO.shape[-1])
-
-
-class Narrowed(nn.Linear):
-    """Rows (T, in) -> the same rows, for whatever else they go through, so that both gradients meet in one product; rows (T, r)."""
-
-    def forward(self, x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See the class."""
-        weight_rI = self.weight.to(x_TI.dtype)
-        if torch.compiler.is_compiling():
-            return x_TI, x_TI @ weight_rI.t()
-        return _Narrowed.apply(x_TI, weight_rI)
 
 
 class AddedTo(nn.Linear):
@@ -61,32 +26,18 @@ class AddedTo(nn.Linear):
     def forward(self, rows_Tr: torch.Tensor, base_TO: torch.Tensor) -> torch.Tensor:
         """See the class."""
         weight_Or = self.weight.to(base_TO.dtype)
-        if torch.compiler.is_compiling():
-            return base_TO.addmm_(rows_Tr, weight_Or.t())
-        return _AddedTo.apply(rows_Tr, weight_Or, base_TO)
-
-
-# Of a product with one narrow side, the narrow side is the first of what comes out: libraries for CPUs are up to ten times faster at
-# (r, T) than at (T, r), and autograd takes whichever way the operands lie.
-
-
-class _Narrowed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x_TI: torch.Tensor, weight_rI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.save_for_backward(x_TI, weight_rI)
-        ctx.set_materialize_grads(False)
-        return x_TI.view_as(x_TI), (weight_rI @ x_TI.t()).t()
-
-    @staticmethod
-    def backward(ctx, same_TI: torch.Tensor | None, rows_Tr: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        x_TI, weight_rI = ctx.saved_tensors
-        grad_TI = None
-        if ctx.needs_input_grad[0]:
-            grad_TI = rows_Tr @ weight_rI if same_TI is None else same_TI.addmm(rows_Tr, weight_rI)
-        return grad_TI, rows_Tr.t() @ x_TI
+        if base_TO.device.type == "cpu" and base_TO.dtype == torch.float32 and not torch.compiler.is_compiling():
+            return _AddedTo.apply(rows_Tr, weight_Or, base_TO)
+        return base_TO.addmm_(rows_Tr, weight_Or.t())
 
 
 class _AddedTo(torch.autograd.Function):
+    """Base (T, out) + rows (T, r) by weights (out, r) transposed, in place of the base.
+
+    Both gradients are products with the narrow side first in what comes out, (r, T) and (r, out): in float32 a CPU takes a quarter of the
+    time for them that it takes the other way round, which is the one that autograd takes here.
+    """
+
     @staticmethod
     def forward(ctx, rows_Tr: torch.Tensor, weight_Or: torch.Tensor, base_TO: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(rows_Tr, weight_Or)
@@ -97,6 +48,28 @@ class _AddedTo(torch.autograd.Function):
     def backward(ctx, grad_TO: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows_Tr, weight_Or = ctx.saved_tensors
         return (weight_Or.t() @ grad_TO.t()).t(), (rows_Tr.t() @ grad_TO).t(), grad_TO
+
+
+class AdaptedLinear(PeftLinear):
+    """peft's linear layer with an adapter: the same weights under the same names, and fewer passes over large tensors.
+
+    peft casts the input to the adapter's float32, multiplies what the adapter adds by its scale, then adds it: each a pass over rows of
+    full width, and a backward pass keeps several of them. Here the scale is applied to rows of width r, and the sum is part of the product.
+    """
+
+    def __init__(self, base_layer: nn.Linear, adapter_name: str, **options) -> None:
+        super().__init__(base_layer, adapter_name, **options)
+        up = self.lora_B[adapter_name]
+        added = AddedTo(up.in_features, up.out_features, bias=False, device="meta")
+        added.weight = up.weight
+        self.lora_B[adapter_name] = added
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out); layers are called, not their weights read, so that weights split among ranks are whole when used."""
+        x_TI = x.reshape(-1, x.shape[-1])
+        base_TO = self.base_layer(x_TI)  # of two dimensions from the start: to change a view in place, autograd would copy all of it
+        rows_Tr = self.lora_A[ADAPTER](self.lora_dropout[ADAPTER](x_TI)).to(base_TO.dtype) * self.scaling[ADAPTER]
+        return self.lora_B[ADAPTER](rows_Tr, base_TO).view(*x.shape[:-1], base_TO.shape[-1])
 
 
 def add_lora(model: MedPLIB, options: LoraOptions) -> None:
