@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 
 import torch
 
@@ -15,8 +15,12 @@ from medplib.models.features import ImageFeatures, weights_hash
 from medplib.models.medplib import MedPLIB
 from medplib.types import Batch, Letterbox
 
-ALIKE = 12
-"""Most images that are encoded at once: on CPUs, two to fifteen give the same features to the bit, sixteen and more others (1e-6)."""
+FEWEST, MOST = 4, 12
+"""Images that are encoded at once: on CPUs, four to fifteen give the same features to the bit whatever their order, fewer (on AMD's) and
+more others (1e-6).
+"""
+LARGE = 256
+"""Side in pixels above which a CPU encodes as many images in an hour one by one (docs/experiments.md), and so always alike."""
 
 Encode = Callable[[list[int]], tuple[torch.Tensor, ...]]
 """Places in a batch -> tensors with one row for each of these images."""
@@ -75,7 +79,6 @@ class BatchEncoder:
     def __call__(self, batch: Batch, *, remember: bool = True) -> EncodedImages:
         """Encode what is not known yet; with `remember` False nothing is looked up or kept (images that are never asked for again)."""
         boxes, model, memory = batch.letterboxes, self.model, self.memory if remember else None
-        at_once = ALIKE if batch.vision_pixels.device.type == "cpu" else len(boxes)
 
         def vision(places: list[int]) -> tuple[torch.Tensor, ...]:
             return (model.vision(batch.vision_pixels[places], [boxes[place] for place in places]),)
@@ -86,29 +89,39 @@ class BatchEncoder:
             return (found.embedding, found.statistics, *found.skips)
 
         seen = _image_keys(batch.vision_pixels, boxes)
-        (shown,) = _through(memory, self._vision, seen, vision, at_once)
+        (shown,) = _through(memory, self._vision, seen, vision, _pieces(batch.vision_pixels))
         features = None
         if model.grounder is not None:
             fine = _image_keys(batch.sam_pixels, boxes)
-            embedding, statistics, *skips = _through(memory, self._grounder, fine, grounder, at_once)
+            embedding, statistics, *skips = _through(memory, self._grounder, fine, grounder, _pieces(batch.sam_pixels))
             features = ImageFeatures(embedding, tuple(skips), statistics, refined=model.grounder.upscaling is not None)
             seen = [one + other for one, other in zip(seen, fine, strict=True)]
         return EncodedImages(shown, features, _leaders(batch, seen, shown.device))
 
 
-def _through(memory: ImageMemory | None, part: str, images: Sequence[bytes], encode: Encode, at_once: int) -> list[torch.Tensor]:
-    """What `encode` makes of all images, asked for those that are neither remembered nor there twice, at most `at_once` together.
+def _pieces(pixels: torch.Tensor) -> tuple[int, int]:
+    """Fewest and most of I images (I, 3, S, S) that are encoded at once."""
+    if pixels.device.type != "cpu":
+        return 2, len(pixels)
+    return (1, 1) if pixels.shape[-1] > LARGE else (FEWEST, MOST)
 
-    A CPU takes other kernels, with other last bits, for one image and for many. So that the figures of an evaluation do not hang on what is
-    remembered, a lone new image is encoded beside a known one, and an image that is alone in its batch is neither looked up nor kept.
+
+def _through(memory: ImageMemory | None, part: str, images: Sequence[bytes], encode: Encode, pieces: tuple[int, int]) -> list[torch.Tensor]:
+    """What `encode` makes of all images, asked for those that are neither remembered nor there twice, in `pieces` of fewest and most.
+
+    A CPU takes other kernels, with other last bits, for few images and for many. So that the figures of an evaluation do not hang on what
+    is remembered, few new images are encoded beside known ones or twice, and an image that is alone in its batch is neither looked up nor
+    kept.
     """
+    fewest, most = pieces
     first = {image: place for place, image in reversed(list(enumerate(images)))}
     memory = memory if len(first) > 1 else None
     rows = {image: row for image in first if memory is not None and (row := memory.known(part, image)) is not None}
     new = sorted(place for image, place in first.items() if image not in rows)
     if new:
-        alone = len(new) == 1 < len(first)
-        made = _in_pieces([*new, next(place for place in first.values() if place not in new)] if alone else new, encode, at_once)
+        beside = cycle([place for place in first.values() if place not in new] or new)
+        missing = 0 if memory is None else max(0, fewest - len(new))
+        made = _in_pieces([*new, *islice(beside, missing)], encode, most)
         for k, place in enumerate(new):
             rows[images[place]] = row = tuple(column[k] for column in made)
             if memory is not None:
@@ -116,9 +129,9 @@ def _through(memory: ImageMemory | None, part: str, images: Sequence[bytes], enc
     return [torch.stack(column) for column in zip(*(rows[image] for image in images), strict=True)]
 
 
-def _in_pieces(places: list[int], encode: Encode, at_once: int) -> list[torch.Tensor]:
+def _in_pieces(places: list[int], encode: Encode, most: int) -> list[torch.Tensor]:
     """What `encode` makes of the images at `places`, in as few pieces of nearly one size as there must be."""
-    count = -(-len(places) // at_once)
+    count = -(-len(places) // most)
     cuts = [len(places) * k // count for k in range(count + 1)]
     pieces = [encode(places[start:stop]) for start, stop in pairwise(cuts)]
     return [column[0] if len(column) == 1 else torch.cat(column) for column in zip(*pieces, strict=True)]

@@ -13,6 +13,7 @@ from medplib.data.dataset import FileCache, load_records
 from medplib.data.sources import read_records
 from medplib.evaluation.protocols import STRICT
 from medplib.evaluation.runner import RunOptions, evaluate_records
+from medplib.inference import encoding
 from medplib.inference.encoding import ImageMemory
 from medplib.inference.predictor import Predictor
 from medplib.types import Record
@@ -52,20 +53,25 @@ def _same(one, other) -> None:
 
 
 @torch.no_grad()
-def test_features_are_those_without_memory(trained: Trained, records: list[Record], monkeypatch):
-    plain, remembering = (Predictor(trained.folder("moe"), memory=memory) for memory in (None, ImageMemory()))
+def test_features_do_not_hang_on_what_is_remembered(trained: Trained, records: list[Record], monkeypatch):
+    remembering, plain = (Predictor(trained.folder("moe"), memory=memory) for memory in (ImageMemory(), None))
     counts = _counted(remembering, monkeypatch)
     sets = [records[:4], records[2:6], records, records[:4], [records[0], records[7]]]
     for part in sets:
-        _same(remembering.encode_images(_batch(remembering, part)), plain.encode_images(_batch(plain, part)))
-    # Two images, then a lone new one beside a known one, twice; nothing afterwards
-    assert counts == [2, 2, 2]
+        found = remembering.encode_images(_batch(remembering, part))
+        _same(found, Predictor(trained.folder("moe"), memory=ImageMemory()).encode_images(_batch(plain, part)))
+        without = plain.encode_images(_batch(plain, part))
+        assert torch.equal(found.leader, without.leader)
+        torch.testing.assert_close(found.shown, without.shown, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.features.embedding, without.features.embedding, rtol=1e-5, atol=1e-5)
+    # Two images, then a lone new one beside known ones, twice; nothing afterwards
+    assert counts == [4, 4, 4]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("known", [10, 19])
+@pytest.mark.parametrize("known", [10, 17, 18, 19])
 def test_many_images_are_encoded_as_few_are(trained: Trained, records: list[Record], known: int):
-    """Kernels may sum in another order from sixteen images on; what is remembered must not show."""
+    """Kernels may sum in another order from sixteen images on, or for one; what is remembered must not show."""
     plain, remembering = (Predictor(trained.folder("moe"), memory=memory) for memory in (None, ImageMemory()))
     many = _batch(plain, [records[0]] * 20)
     generator = torch.Generator().manual_seed(0)
@@ -76,6 +82,16 @@ def test_many_images_are_encoded_as_few_are(trained: Trained, records: list[Reco
     few.sam_pixels.copy_(many.sam_pixels[:known])
     remembering.encode_images(few)
     _same(remembering.encode_images(many), plain.encode_images(many))
+
+
+@torch.no_grad()
+def test_large_images_are_encoded_one_by_one_on_a_cpu(trained: Trained, records: list[Record], monkeypatch):
+    monkeypatch.setattr(encoding, "LARGE", 16)
+    predictor = Predictor(trained.folder("moe"), memory=ImageMemory())
+    counts = _counted(predictor, monkeypatch)
+    predictor.encode_images(_batch(predictor, records[:4]))
+    predictor.encode_images(_batch(predictor, records))
+    assert counts == [1, 1, 1, 1]
 
 
 @torch.no_grad()
