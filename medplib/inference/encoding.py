@@ -20,7 +20,9 @@ FEWEST, MOST = 4, 12
 more others (1e-6).
 """
 LARGE = 256
-"""Side in pixels above which a CPU encodes as many images in an hour one by one (docs/experiments.md), and so always alike."""
+"""Side in pixels above which a CPU gains little by encoding several images at once (nothing at 512, a fifth at 256); one by one they are
+always alike.
+"""
 
 Encode = Callable[[list[int]], tuple[torch.Tensor, ...]]
 """Places in a batch -> tensors with one row for each of these images."""

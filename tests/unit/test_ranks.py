@@ -19,7 +19,7 @@ from medplib.ranks import gathered, joined, rank, world_size
 
 
 def _go_on() -> None:
-    """Until told to stop, in short steps: a signal that another thread of the process gets does not end a sleep of this one."""
+    """Until told to stop, in short steps: in one long sleep, one of thirty under load was told and slept on (docs/experiments.md)."""
     while True:
         time.sleep(0.05)
 
